@@ -1,0 +1,137 @@
+"""Settings: each has one name in three spellings, `qdrant_path`, `QO_QDRANT_PATH`, `--qdrant-path`.
+
+Defaults, then `.env`, then the environment, then flags; the later wins. Read by scripts only: a
+host application has a `config` of its own, so nothing that hosts import may import this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from question_optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    from question_optimizer.providers import LLMClientConfig
+
+PREFIX = "QO_"
+DEFAULTS = {
+    "qdrant_path": None,
+    "qdrant_url": None,
+    "qdrant_api_key": None,
+    "collection": None,
+    "data_dir": "data",
+    "personas_file": "data/personas.json",
+    "providers_file": "llm_providers.toml",
+    "embedding_model": "all-MiniLM-L6-v2",
+    "seed": 0,
+    "rehearsal": False,
+}
+SECRETS = {"qdrant_api_key"}
+
+
+class Origin(NamedTuple):
+    """A setting's raw value and where it came from."""
+
+    value: object
+    source: str
+
+
+class Settings(BaseModel):
+    """Every setting, typed. `environ` (where account keys are looked up) is never shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    qdrant_path: Path | None
+    qdrant_url: str | None
+    qdrant_api_key: SecretStr | None
+    collection: str | None
+    data_dir: Path
+    personas_file: Path
+    providers_file: Path
+    embedding_model: str
+    seed: int
+    rehearsal: bool
+    environ: dict[str, str] = Field(default={}, repr=False, exclude=True)
+
+    def key_for_qdrant(self) -> str | None:
+        return self.qdrant_api_key.get_secret_value() if self.qdrant_api_key else None
+
+
+def load_settings(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Settings:
+    """The typed settings for a parsed command line; UserError naming a bad or unknown setting.
+
+    With `--print-config` it prints every value and where it came from, and exits.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    dotenv = _read_dotenv(Path(".env"))
+    chosen = _chosen(args, environ, dotenv)
+    try:
+        settings = Settings.model_validate(
+            {name: origin.value for name, origin in chosen.items()}
+            | {"environ": {**dotenv, **environ}}
+        )
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        source = chosen[name].source if name in chosen else "settings"
+        raise UserError(f"{name} (from {source}): {first['msg']}") from error
+    if getattr(args, "print_config", False):
+        _print_config(settings, chosen)
+        sys.exit(0)
+    return settings
+
+
+def accounts_of(settings: Settings) -> list[LLMClientConfig]:
+    """The LLM accounts to use: the rehearsal's where asked for, the providers file's otherwise."""
+    from question_optimizer.providers import load_providers, rehearsal_account
+
+    if settings.rehearsal:
+        return [rehearsal_account()]
+    return load_providers(settings.providers_file, settings.environ)
+
+
+def _chosen(
+    args: argparse.Namespace, environ: Mapping[str, str], dotenv: Mapping[str, str]
+) -> dict[str, Origin]:
+    chosen = {name: Origin(value, "default") for name, value in DEFAULTS.items()}
+    for source, found in ((".env", dotenv), ("environment", environ)):
+        for key, value in found.items():
+            if not key.upper().startswith(PREFIX):
+                continue
+            name = key.upper().removeprefix(PREFIX).lower()
+            if name not in DEFAULTS:
+                near = difflib.get_close_matches(name, DEFAULTS, n=1)
+                hint = f"did you mean {PREFIX}{near[0].upper()}?" if near else (
+                    f"known are {', '.join(PREFIX + known.upper() for known in DEFAULTS)}"
+                )
+                raise UserError(f"{source}: unknown setting {key}; {hint}")
+            if value != "":
+                chosen[name] = Origin(value, f"{source} {key}")
+    for name in DEFAULTS:
+        value = getattr(args, name, None)
+        if value is not None:
+            chosen[name] = Origin(value, f"flag --{name.replace('_', '-')}")
+    return chosen
+
+
+def _read_dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    from dotenv import dotenv_values
+
+    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+
+
+def _print_config(settings: Settings, chosen: Mapping[str, Origin]) -> None:
+    for name, origin in chosen.items():
+        value = getattr(settings, name)
+        shown = "********" if name in SECRETS and value is not None else value
+        print(f"{name:16} {shown!s:40} {origin.source}")

@@ -1,0 +1,459 @@
+"""Phase 3 of 5 · DispatcherLM: DSPy's language model, served by our rate-limited dispatcher.
+
+As a script it makes one call and prints the answer, the account used, tokens and time:
+
+    python custom_lm.py "What is 2+2?"
+    python custom_lm.py --rehearsal "What is 2+2?"
+
+Reads   llm_providers.toml and the keys it names
+Writes  data/daily_request_log.json
+Next    python optimize_pipeline.py
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before DSPy is imported
+    from question_optimizer.cli import phase_parser
+
+    phase_parser(__doc__, calls_llm=True, positional=("prompt", "what to ask")).parse_args()
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy import lm15
+from dspy.utils.callback import BaseCallback
+
+from question_optimizer.dispatcher import Lease, LLMDispatcher
+from question_optimizer.errors import StopRun
+from question_optimizer.hostile_text import storable
+from question_optimizer.providers import (
+    ChatAnswer,
+    ChatRequest,
+    LLMClientConfig,
+    Role,
+    classify,
+    complete,
+)
+from question_optimizer.usage import CallUsage, UsageLog, report
+
+CHARACTERS_PER_TOKEN = 4.0  # the usual rule of thumb for English; reservations settle by real usage
+_FOREIGN_POLL_SECONDS = (0.05, 2.0)  # a foreign dispatcher returns None when busy: ask again
+_FOREIGN_ATTEMPTS = 5
+
+
+class DispatcherLM(dspy.LM):
+    """A `dspy.LM` whose calls go through a dispatcher, from any number of threads and loops.
+
+    `dispatcher` is our `LLMDispatcher` or a foreign one with the same three coroutine methods
+    (`get_available_client` may return None when all are busy; its caller holds
+    `client_semaphores[name]` and `limiter`). `role` chooses among the accounts. Failures are
+    DSPy's own errors; when no account can go on, `StopRun` ends the run.
+
+    The dispatcher retries, so DSPy must not: `num_retries=0`. `copy` and `deepcopy` share the
+    dispatcher, so limits are never forked. Never `set_lm` this on a program that is to be saved.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Any,
+        *,
+        role: Role | None = None,
+        model: str | None = None,
+        usage: UsageLog | None = None,
+        cache: bool = True,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        **kwargs: Any,
+    ):
+        core = _Core(dispatcher, role, usage)
+        super().__init__(
+            # DSPy's cache key holds this name and not the engine, so it must name the models.
+            model=model or _model_name(dispatcher, role),
+            engine=_SyncEngine(core),
+            async_engine=_AsyncEngine(core),
+            num_retries=0,
+            cache=cache,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            callbacks=[_CachedUsage(usage)] if usage else [],
+            **kwargs,
+        )
+        self.dispatcher = dispatcher
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DispatcherLM:
+        return self
+
+
+def _model_name(dispatcher: Any, role: Role | None) -> str:
+    if isinstance(dispatcher, LLMDispatcher):
+        models = dispatcher.models(role)
+    else:
+        models = sorted({str(client.model) for client in getattr(dispatcher, "clients", [])})
+    # "+role" keeps DSPy from taking the name for one of OpenAI's reasoning models, whose
+    # temperatures it would refuse although other accounts may serve the call.
+    return f"dispatcher/{'+'.join(models) or 'models'}+{role or 'any'}"
+
+
+class _Core:
+    """One attempt as DSPy sees it; the dispatcher's waiting, retrying and failing over as it is."""
+
+    def __init__(self, dispatcher: Any, role: Role | None, usage: UsageLog | None):
+        self.dispatcher = dispatcher
+        self.role = role
+        self.usage = usage
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Core:
+        return self
+
+    @property
+    def is_ours(self) -> bool:
+        return isinstance(self.dispatcher, LLMDispatcher)
+
+    async def answer(self, request: lm15.Request) -> tuple[lm15.Response, CallUsage]:
+        """The response and what it took. Raises lm15 errors, which DSPy knows, or StopRun."""
+        chat = _chat_request(request)
+        try:
+            answer, config, seconds = await (self._ours(chat) if self.is_ours else self._foreign(chat))
+        except Exception as error:
+            raise _lm15_error(error) from error
+        usage = CallUsage(
+            account=config.name,
+            model=answer.model,
+            input_tokens=answer.input_tokens or 0,
+            output_tokens=answer.output_tokens or 0,
+            cost=_cost(config, answer),
+            # the rehearsal's speed is this machine's, and says nothing about any model
+            seconds=0.0 if getattr(config, "kind", "") == "rehearsal" else round(seconds, 3),
+        )
+        return _response(answer), usage
+
+    async def _ours(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
+        timing = {"seconds": 0.0}
+
+        async def send(lease: Lease) -> ChatAnswer:
+            started = time.perf_counter()
+            answer = await complete(lease.config.client, lease.config.model, chat)
+            timing["seconds"] = time.perf_counter() - started
+            return answer
+
+        answer, lease = await self.dispatcher.call(
+            send, role=self.role, input_tokens=chat.characters / CHARACTERS_PER_TOKEN
+        )
+        return answer, lease.config, timing["seconds"]
+
+    async def _foreign(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
+        """The existing application's contract: poll while busy, hold its semaphore and limiter."""
+        pause, longest = _FOREIGN_POLL_SECONDS
+        attempts = 0
+        while True:
+            client = await self.dispatcher.get_available_client()
+            if client is None:
+                if _all_disabled(self.dispatcher):
+                    raise StopRun("every account of the dispatcher is disabled", exit_code=2)
+                await asyncio.sleep(pause)
+                pause = min(longest, pause * 2)
+                continue
+            pause = _FOREIGN_POLL_SECONDS[0]
+            started = time.perf_counter()
+            try:
+                async with _entered(self.dispatcher, client):
+                    answer = await complete(
+                        getattr(client, "raw_client", None) or client.client, client.model, chat
+                    )
+            except Exception as error:
+                await self.dispatcher.release_client_on_failure(client)
+                attempts += 1
+                if classify(error).kind == "bad_request" or attempts >= _FOREIGN_ATTEMPTS:
+                    raise
+            except BaseException:
+                await self.dispatcher.release_client_on_success(client)
+                raise
+            else:
+                await self.dispatcher.release_client_on_success(client)
+                return answer, client, time.perf_counter() - started
+
+
+class _entered:  # noqa: N801 - reads as a verb where it is used
+    """Holds a foreign client's semaphore, then its limiter, in the order its own callers do."""
+
+    def __init__(self, dispatcher: Any, client: Any):
+        semaphores = getattr(dispatcher, "client_semaphores", None) or {}
+        self._held = [semaphores.get(client.name), getattr(client, "limiter", None)]
+        self._entered: list[Any] = []
+
+    async def __aenter__(self) -> None:
+        for gate in self._held:
+            if gate is not None:
+                await gate.__aenter__()
+                self._entered.append(gate)
+
+    async def __aexit__(self, *exc: Any) -> None:
+        for gate in reversed(self._entered):
+            await gate.__aexit__(*exc)
+
+
+def _all_disabled(dispatcher: Any) -> bool:
+    clients = getattr(dispatcher, "clients", None)
+    if not clients:
+        return False
+    return all(getattr(client, "disabled", False) for client in clients)
+
+
+# ---------------------------------------------------------------------- DSPy's engine contract
+
+
+class _CurrentCall:
+    """The call DSPy is making in this context: its key, and whether an engine was needed."""
+
+    def __init__(self, key: str):
+        self.key = key
+        self.answered = False
+
+
+_current: ContextVar[_CurrentCall | None] = ContextVar("current_lm_call", default=None)
+
+
+class _Engine:
+    """What both engines share. DSPy reads capabilities off the engine; these need none."""
+
+    supports_function_calling = False
+    supports_reasoning = False
+    supports_response_schema = False
+    supported_params = frozenset({"temperature", "max_tokens", "top_p", "stop", "seed"})
+
+    def __init__(self, core: _Core):
+        self._core = core
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
+        return self
+
+    def _note(self, request: lm15.Request, call: CallUsage) -> None:
+        current = _current.get()
+        key = current.key if current else _key_of_request(request)
+        if current:
+            current.answered = True
+        if self._core.usage:
+            self._core.usage.record(key, call)
+        report(key, call)
+
+
+class _SyncEngine(_Engine):
+    """For DSPy's threads: each carries its call to the dispatcher's loop and waits there."""
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        response, call = self._run(self._core.answer(request))
+        self._note(request, call)
+        return response
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if self._core.is_ours:
+            return self._core.dispatcher.run(coroutine)
+        return _foreign_loop().run(coroutine)
+
+
+class _AsyncEngine(_Engine):
+    """For coroutines. A foreign dispatcher's locks belong to its caller's loop, so it stays there."""
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        coroutine = self._core.answer(request)
+        if self._core.is_ours:
+            response, call = await self._core.dispatcher.run_async(coroutine)
+        else:
+            response, call = await coroutine
+        self._note(request, call)
+        return response
+
+
+class _CachedUsage(BaseCallback):
+    """Reports the original figures of answers that come from DSPy's cache."""
+
+    def __init__(self, usage: UsageLog | None):
+        self._usage = usage
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CachedUsage:
+        return self
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        asked = {"model": instance.model, "lm": instance.kwargs, "call": inputs}
+        _current.set(_CurrentCall(_digest(asked)))
+
+    def on_lm_end(
+        self, call_id: str, outputs: Any, exception: Exception | None = None
+    ) -> None:
+        current = _current.get()
+        _current.set(None)
+        if current is None or current.answered or exception is not None or self._usage is None:
+            return
+        if (call := self._usage.find(current.key)) is not None:
+            report(current.key, call)
+
+
+def _key_of_request(request: lm15.Request) -> str:
+    return _digest([request.model, str(request.system), [str(m) for m in request.messages]])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _chat_request(request: lm15.Request) -> ChatRequest:
+    config = request.config
+    return ChatRequest(
+        system=storable(_text(request.system)),
+        messages=tuple((m.role, storable(_text(m.parts))) for m in request.messages),
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        top_p=config.top_p,
+        stop=tuple(config.stop or ()),
+        seed=config.seed,
+    )
+
+
+def _text(parts: Any) -> str:
+    if parts is None or isinstance(parts, str):
+        return parts or ""
+    return "".join(getattr(part, "text", "") or "" for part in parts)
+
+
+def _response(answer: ChatAnswer) -> lm15.Response:
+    return lm15.Response(
+        id=answer.id or None,
+        model=answer.model or "unknown",
+        message=lm15.Message.assistant(answer.text),
+        finish_reason="length" if answer.truncated else "stop",
+        usage=lm15.Usage(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens),
+    )
+
+
+def _lm15_error(error: Exception) -> Exception:
+    """`error` as DSPy expects it; what it does not know it neither maps nor explains."""
+    if isinstance(error, lm15.LM15Error):
+        return error
+    failure = classify(error)
+    text = failure.reason
+    if any(mark in text.lower() for mark in ("context length", "context_length", "too long")):
+        return lm15.ContextLengthError(text, status=failure.status)
+    kinds: dict[str, type[lm15.LM15Error]] = {
+        "rate_limited": lm15.RateLimitError,
+        "account_out": lm15.AuthError,
+        "bad_request": lm15.InvalidRequestError,
+    }
+    if "timeout" in text.lower():
+        return lm15.TimeoutError(text, status=failure.status)
+    return kinds.get(failure.kind, lm15.ServerError)(text, status=failure.status)
+
+
+def _cost(config: Any, answer: ChatAnswer) -> float:
+    if isinstance(config, LLMClientConfig):
+        return config.cost(answer.input_tokens or 0, answer.output_tokens or 0)
+    return 0.0
+
+
+class _LoopThread:
+    """A background loop for sync calls through a foreign dispatcher."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="foreign-lm", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+_foreign: list[_LoopThread] = []
+_foreign_lock = threading.Lock()
+
+
+def _foreign_loop() -> _LoopThread:
+    with _foreign_lock:
+        if not _foreign:
+            _foreign.append(_LoopThread())
+        return _foreign[0]
+
+
+# ---------------------------------------------------------------------- what scripts open
+
+
+class LanguageModels:
+    """The LMs of a run by role, over one dispatcher; caches and logs live in `data_dir`.
+
+    Use as a context manager. DSPy's disk cache is what makes a killed run resume without paying
+    twice; it is read with a restricted unpickler.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[LLMClientConfig],
+        *,
+        data_dir: Path,
+        max_cost: float | None = None,
+        cache: bool = True,
+    ):
+        self.dispatcher = LLMDispatcher(
+            accounts, log_file=data_dir / "daily_request_log.json", max_cost=max_cost
+        )
+        self.rehearsal = any(account.kind == "rehearsal" for account in accounts)
+        self.usage = UsageLog(data_dir / "cache" / "usage.sqlite")
+        self._cache = cache
+        if cache:
+            dspy.configure_cache(
+                enable_memory_cache=False,
+                disk_cache_dir=str(data_dir / "cache" / "dspy"),
+                restrict_pickle=True,
+            )
+
+    def lm(self, role: Role) -> DispatcherLM:
+        """A fresh LM for `role`."""
+        return DispatcherLM(self.dispatcher, role=role, usage=self.usage, cache=self._cache)
+
+    def __enter__(self) -> LanguageModels:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.dispatcher.close()
+        self.usage.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    from config import accounts_of, load_settings
+    from question_optimizer.cli import dry_run_line, phase_parser
+    from question_optimizer.errors import UserError
+
+    parser = phase_parser(__doc__, calls_llm=True, positional=("prompt", "what to ask"))
+    args = parser.parse_args(argv)
+    settings = load_settings(args)
+    accounts = accounts_of(settings)
+    if args.dry_run:
+        print(dry_run_line(accounts, {"student": 1}, characters=len(args.prompt)))
+        return 0
+    with LanguageModels(
+        accounts, data_dir=settings.data_dir, max_cost=args.max_cost, cache=False
+    ) as models:
+        request = ChatRequest(system="", messages=(("user", args.prompt),))
+        core = _Core(models.dispatcher, None, None)
+        try:
+            answer, config, seconds = models.dispatcher.run(core._ours(request))
+        except Exception as error:
+            raise UserError(f"the call failed: {classify(error).reason}") from error
+    tokens = f"{answer.input_tokens or 0} + {answer.output_tokens or 0} tokens"
+    print(answer.text)
+    note = " (rehearsal: not a real model)" if models.rehearsal else ""
+    print(f"{config.name}: {answer.model}, {tokens}, {seconds:.2f} s{note}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    from question_optimizer.cli import run
+
+    sys.exit(run(main))

@@ -1,0 +1,146 @@
+"""Phase 2 of 5 · SyntheticQuestionPipeline: chunk and persona -> query type and format -> query.
+
+Saving keeps instructions and demonstrations only, never a model, key or address. Loading checks
+that the signatures are still those the file was made with: DSPy itself stores no field names and
+would silently shift every description by one.
+
+    pipeline = load_pipeline(Path("data/optimized_pipeline.json"))
+    prediction = pipeline(chunk_text=..., persona_description=...)   # .query .query_type .query_format
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from dspy_signatures import AnalyzeQueryRelevance, GenerateFinalQuery
+from question_optimizer import files
+from question_optimizer.errors import UserError
+from question_optimizer.hostile_text import promptable
+
+_MADE_BY = "optimize_pipeline.py"
+
+
+class SyntheticQuestionPipeline(dspy.Module):
+    """Two calls a chunk: `analyzer` chooses type and format, `generator` writes the query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.analyzer = dspy.Predict(AnalyzeQueryRelevance)
+        self.generator = dspy.Predict(GenerateFinalQuery)
+
+    def forward(self, chunk_text: str, persona_description: str) -> dspy.Prediction:
+        """Prediction with `query` (stripped), `query_type`, `query_format`."""
+        given = _inputs(chunk_text, persona_description)
+        analysis = self.analyzer(**given)
+        written = self.generator(**given, **_chosen(analysis))
+        return _prediction(analysis, written)
+
+    async def aforward(self, chunk_text: str, persona_description: str) -> dspy.Prediction:
+        """As `forward`, for a running event loop."""
+        given = _inputs(chunk_text, persona_description)
+        analysis = await self.analyzer.acall(**given)
+        written = await self.generator.acall(**given, **_chosen(analysis))
+        return _prediction(analysis, written)
+
+
+def _inputs(chunk_text: str, persona_description: str) -> dict[str, str]:
+    return {
+        "chunk_text": promptable(chunk_text),
+        "persona_description": promptable(persona_description),
+    }
+
+
+def _chosen(analysis: dspy.Prediction) -> dict[str, Any]:
+    return {"query_type": analysis.query_type, "query_format": analysis.query_format}
+
+
+def _prediction(analysis: dspy.Prediction, written: dspy.Prediction) -> dspy.Prediction:
+    return dspy.Prediction(query=(written.query or "").strip(), **_chosen(analysis))
+
+
+# ---------------------------------------------------------------------- saving and loading
+
+
+def fingerprint(program: dspy.Module) -> dict[str, list[dict[str, str]]]:
+    """{predictor: its fields in order, each with name, role (input or output) and type}."""
+    return {
+        name: [
+            {
+                "name": field,
+                "role": info.json_schema_extra["__dspy_field_type"],
+                "type": getattr(info.annotation, "__name__", str(info.annotation)),
+            }
+            for field, info in predictor.signature.fields.items()
+        ]
+        for name, predictor in program.named_predictors()
+    }
+
+
+def pipeline_state(program: dspy.Module) -> str:
+    """The JSON text of a program's instructions and demonstrations. Holds no LM, ever."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.json"
+        program.save(str(path))
+        state = json.loads(path.read_text(encoding="utf-8"))
+    for name in fingerprint(program):
+        state[name]["lm"] = None
+        state[name]["traces"], state[name]["train"] = [], []
+    return json.dumps(state, ensure_ascii=False, indent=2) + "\n"
+
+
+def load_pipeline(path: Path) -> SyntheticQuestionPipeline:
+    """The optimised pipeline; UserError if the file is unfinished, foreign, or made for others fields."""
+    meta = files.read_meta(path, made_by=_MADE_BY)
+    state = files.read_json(path, made_by=_MADE_BY)
+    if meta.get("output", {}).get("sha256") != files.sha256(path):
+        raise UserError(f"{path}: changed since it was made; restore it or rerun {_MADE_BY}")
+    pipeline = SyntheticQuestionPipeline()
+    _check_fields(path, meta.get("signature", {}), fingerprint(pipeline))
+    _check_state(path, state, pipeline)
+    pipeline.load_state({name: state[name] for name in fingerprint(pipeline)})
+    return pipeline
+
+
+def _check_fields(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse, naming the first field that differs, unless both have the same fields in order."""
+    for predictor in sorted({*saved, *current}):
+        was = {field["name"]: field for field in saved.get(predictor, [])}
+        now = {field["name"]: field for field in current.get(predictor, [])}
+        problem = None
+        if added := [name for name in now if name not in was]:
+            problem = f"field {added[0]!r} is new"
+        elif gone := [name for name in was if name not in now]:
+            problem = f"field {gone[0]!r} is gone"
+        elif changed := [name for name in now if now[name] != was[name]]:
+            name = changed[0]
+            problem = f"field {name!r} is {_described(now[name])}, was {_described(was[name])}"
+        elif list(was) != list(now):
+            name = next(a for a, b in zip(now, was, strict=True) if a != b)
+            problem = f"field {name!r} has moved"
+        if problem:
+            raise UserError(
+                f"{path}: made for other signatures: in predictor {predictor!r} {problem}; rerun {_MADE_BY}"
+            )
+
+
+def _described(field: dict[str, str]) -> str:
+    return f"{field['role']} of type {field['type']}"
+
+
+def _check_state(path: Path, state: Any, pipeline: dspy.Module) -> None:
+    """DSPy sets every unknown key of a state as an attribute; let only the known ones in."""
+    expected = pipeline.dump_state()
+    if not isinstance(state, dict) or {*state} - {"metadata"} != {*expected}:
+        raise UserError(f"{path}: not a saved pipeline (predictors {', '.join(expected)}); rerun {_MADE_BY}")
+    for name, known in expected.items():
+        saved = state[name]
+        odd = sorted({*saved} - {*known}) if isinstance(saved, dict) else ["it is no object"]
+        if odd:
+            raise UserError(f"{path}: predictor {name!r}: unknown key {odd[0]!r}; rerun {_MADE_BY}")
+        if saved.get("lm") is not None:
+            raise UserError(f"{path}: predictor {name!r} names a model; a pipeline must not; rerun {_MADE_BY}")

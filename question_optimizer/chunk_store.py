@@ -1,0 +1,374 @@
+"""Where chunks live: a local Qdrant folder, a client somebody has open, or a server.
+
+Every store gives the same ids and payloads for the same data, in the same order. Payloads become
+`Chunk` records here, and generated questions become payload updates.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from question_optimizer.errors import UserError
+from question_optimizer.hostile_text import storable
+from question_optimizer.qdrant_folder import (
+    QdrantFolder,
+    choose_collection,
+    id_order,
+    read_folder_meta,
+    refuse_if_locked,
+)
+from question_optimizer.records import Chunk, PointId
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+QUERY_KEY = "generated_query"
+PROVENANCE_KEY = "generated_query_provenance"
+TEXT_KEYS = ("text", "chunk_text", "document", "page_content", "content")
+_PAGE = 10_000  # local mode sorts every id for every page, so pages must be few
+_BATCH = 200
+
+
+class ChunkStore(Protocol):
+    """One collection, open for reading."""
+
+    collection: str
+
+    def point_ids(self) -> list[PointId]:
+        """Every point id, numbers first, then UUIDs as text."""
+
+    def payloads(self, ids: list[PointId]) -> Iterator[tuple[PointId, dict[str, Any]]]:
+        """(id, payload) in the order asked for; ids that are not there are left out."""
+
+    def close(self) -> None:
+        """Release files and connections."""
+
+
+class ClientStore:
+    """A collection read through an official client: a server's, or one that a host has open."""
+
+    def __init__(self, client: QdrantClient, collection: str | None, *, where: str, owned: bool):
+        self.client = client
+        self._owned = owned
+        self._where = where
+        try:
+            there = [described.name for described in client.get_collections().collections]
+            aliases = {a.alias_name: a.collection_name for a in client.get_aliases().aliases}
+        except Exception as error:  # the client wraps whatever its transport raises
+            there, aliases = self._names_by_asking(collection, error)
+        self.collection = choose_collection(collection, there, aliases=aliases, where=where)
+
+    def _names_by_asking(
+        self, collection: str | None, error: Exception
+    ) -> tuple[list[str], dict[str, str]]:
+        """Servers older than aliases, and keys that may not list: ask for the one collection."""
+        try:
+            if collection and self.client.collection_exists(collection):
+                return [collection], {}
+            return [d.name for d in self.client.get_collections().collections], {}
+        except Exception:
+            self.close()
+            raise UserError(
+                f"{self._where}: no answer from Qdrant ({_first_line(error)}); is it running there?"
+            ) from error
+
+    def point_ids(self) -> list[PointId]:
+        ids: list[PointId] = []
+        offset = None
+        limit = max(1, min(self.client.count(self.collection, exact=True).count, _PAGE))
+        while True:
+            records, offset = self.client.scroll(
+                self.collection, limit=limit, offset=offset, with_payload=False, with_vectors=False
+            )
+            ids.extend(record.id for record in records)
+            if offset is None:
+                return sorted(ids, key=id_order)
+
+    def payloads(self, ids: list[PointId]) -> Iterator[tuple[PointId, dict[str, Any]]]:
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
+            found = {
+                record.id: record.payload or {}
+                for record in self.client.retrieve(
+                    self.collection, batch, with_payload=True, with_vectors=False
+                )
+            }
+            yield from ((point_id, found[point_id]) for point_id in batch if point_id in found)
+
+    def close(self) -> None:
+        if self._owned:
+            self.client.close()
+
+
+class _CopiedFolderStore(ClientStore):
+    """A local folder read by the official client, on a private copy: opening one writes to it."""
+
+    def __init__(self, path: Path, collection: str | None, *, even_if_locked: bool):
+        # The restricted reader goes first over every point: the official client unpickles anything.
+        with QdrantFolder(path, collection, even_if_locked=even_if_locked) as vetted:
+            for _ in vetted.payloads(vetted.point_ids()):
+                pass
+            name = vetted.collection
+        self._copy = tempfile.TemporaryDirectory(prefix="question-optimizer-")
+        copy = Path(self._copy.name) / "qdrant"
+        shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock"))
+        super().__init__(open_client(copy), name, where=str(path), owned=True)
+
+    def close(self) -> None:
+        super().close()
+        self._copy.cleanup()
+
+
+def open_store(
+    *,
+    path: Path | None = None,
+    url: str | None = None,
+    api_key: str | None = None,
+    collection: str | None = None,
+    via_client: bool = False,
+    even_if_locked: bool = False,
+) -> ChunkStore:
+    """The collection at `path` or `url`. UserError saying what to do where it cannot be opened."""
+    if url:
+        from qdrant_client import QdrantClient
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an insecure key on loopback, a version it cannot ask
+            client = QdrantClient(url=url, api_key=api_key, timeout=60)
+        return ClientStore(client, collection, where=url, owned=True)
+    if path is None:
+        raise UserError("no chunks to read: give --qdrant-path or --qdrant-url (or QO_QDRANT_PATH)")
+    if via_client:
+        return _CopiedFolderStore(path, collection, even_if_locked=even_if_locked)
+    return QdrantFolder(path, collection, even_if_locked=even_if_locked)
+
+
+def open_client(path: Path) -> QdrantClient:
+    """An official client on an existing local folder, for writing.
+
+    The lock and the folder are checked first: the client itself would load every point before it
+    tries the lock, and would create a database where there is none.
+    """
+    read_folder_meta(path)
+    refuse_if_locked(path)
+    from qdrant_client import QdrantClient
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "local mode is not recommended for more than 20,000"
+        return QdrantClient(path=str(path), force_disable_check_same_thread=True)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+@dataclass
+class Sample:
+    """What `sample` drew: chunks in random order, and what it passed over on the way."""
+
+    chunks: list[Chunk]
+    points: int
+    without_text: list[PointId] = field(default_factory=list)
+    text_keys: Counter[str] = field(default_factory=Counter)
+
+
+def sample(
+    store: ChunkStore, size: int, *, seed: int, text_key: str | None = None
+) -> Sample:
+    """`size` chunks uniformly at random among those that have text.
+
+    All ids are sorted and shuffled by `random.Random(seed)`, and payloads fetched in that order
+    until enough have text. The order does not depend on `size`, so a larger sample with the same
+    seed starts with the smaller one.
+    """
+    order = store.point_ids()
+    drawn = Sample(chunks=[], points=len(order))
+    random.Random(seed).shuffle(order)
+    at = 0
+    while at < len(order) and len(drawn.chunks) < size:
+        batch = order[at : at + min(_BATCH, size - len(drawn.chunks))]
+        at += len(batch)
+        for point_id, payload in store.payloads(batch):
+            chunk, key = chunk_of(point_id, payload, text_key)
+            if chunk is None:
+                drawn.without_text.append(point_id)
+            else:
+                drawn.chunks.append(chunk)
+                drawn.text_keys[key] += 1
+    return drawn
+
+
+def chunk_of(
+    point_id: PointId, payload: Mapping[str, Any], text_key: str | None = None
+) -> tuple[Chunk | None, str]:
+    """(chunk, payload key its text came from); (None, '') for a point without text."""
+    text, key = extract_text(payload, text_key)
+    if not text:
+        return None, ""
+    metadata = {**_node(payload).get("metadata", {}), **payload}
+    origin = metadata.get("origin")
+    file_name = metadata.get("file_name") or (
+        origin.get("filename") if isinstance(origin, dict) else None
+    )
+    headings = metadata.get("headings")
+    return (
+        Chunk(
+            chunk_id=point_id,
+            chunk_text=storable(text),
+            document_id=_known(metadata, "document_id", "doc_id", "ref_doc_id") or _string(file_name),
+            file_name=_string(file_name),
+            headings=[_string(h) or "" for h in headings] if isinstance(headings, list) else [],
+            page_no=_first_page(metadata.get("doc_items")),
+            existing_query=_string(metadata.get(QUERY_KEY)),
+        ),
+        key,
+    )
+
+
+def extract_text(payload: Mapping[str, Any], text_key: str | None = None) -> tuple[str, str]:
+    """(text, where it was found). LlamaIndex's node first, then the usual flat keys; ('', '') if none.
+
+    With `text_key` (dots descend into objects) only that key is looked at. Never LlamaIndex's
+    `get_content`: it would carry the old `generated_query` along.
+    """
+    if text_key:
+        value: Any = payload
+        for part in text_key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return (value, text_key) if isinstance(value, str) and value.strip() else ("", "")
+    node = _node(payload)
+    resource = node.get("text_resource")
+    candidates = [("_node_content.text", node.get("text"))]
+    if isinstance(resource, dict):  # newer LlamaIndex nodes
+        candidates.append(("_node_content.text_resource.text", resource.get("text")))
+    candidates += [(key, payload.get(key)) for key in TEXT_KEYS]
+    for key, value in candidates:
+        if isinstance(value, str) and value.strip():
+            return value, key
+    return "", ""
+
+
+def _node(payload: Mapping[str, Any]) -> dict[str, Any]:
+    content = payload.get("_node_content")
+    if isinstance(content, str):
+        try:
+            content = json.loads(content)
+        except ValueError:
+            return {}
+    if not isinstance(content, dict):
+        return {}
+    if not isinstance(content.get("metadata", {}), dict):
+        return {**content, "metadata": {}}
+    return content
+
+
+def _known(metadata: Mapping[str, Any], *keys: str) -> str | None:
+    """LlamaIndex writes the string "None" where a node has no source document."""
+    for key in keys:
+        value = _string(metadata.get(key))
+        if value and value != "None":
+            return value
+    return None
+
+
+def _string(value: Any) -> str | None:
+    if value is None or isinstance(value, dict | list):
+        return None
+    return storable(str(value)).strip() or None
+
+
+def _first_page(doc_items: Any) -> int | None:
+    """The lowest page number that docling's provenance names."""
+    if not isinstance(doc_items, list):
+        return None
+    pages = [
+        prov.get("page_no")
+        for item in doc_items
+        if isinstance(item, dict)
+        for prov in item.get("prov") or []
+        if isinstance(prov, dict)
+    ]
+    return min((page for page in pages if isinstance(page, int)), default=None)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+class Written(NamedTuple):
+    """How many points got a new value, had it already, or are no longer there."""
+
+    changed: int
+    unchanged: int
+    missing: list[PointId]
+
+
+def query_payload(
+    payload: Mapping[str, Any], query: str, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys to set so that Qdrant filters and LlamaIndex both see `query`.
+
+    LlamaIndex reads a node's metadata from `_node_content` alone; Qdrant filters on the payload
+    alone: both get it, in one update. Inside the node the key is excluded from embedding and LLM
+    text, or the next re-embedding would put the question into its own chunk's vector.
+    """
+    update: dict[str, Any] = {QUERY_KEY: query, PROVENANCE_KEY: dict(provenance)}
+    content = payload.get("_node_content")
+    if not isinstance(content, str):
+        return update
+    try:
+        node = json.loads(content)
+    except ValueError:
+        return update
+    if not isinstance(node, dict) or not isinstance(node.setdefault("metadata", {}), dict):
+        return update
+    node["metadata"][QUERY_KEY] = query
+    for key in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"):
+        excluded = node.setdefault(key, [])
+        if isinstance(excluded, list) and QUERY_KEY not in excluded:
+            excluded.append(QUERY_KEY)
+    update["_node_content"] = json.dumps(node, ensure_ascii=False)
+    return update
+
+
+def write_queries(
+    client: QdrantClient,
+    collection: str,
+    queries: Iterable[tuple[PointId, str, Mapping[str, Any]]],
+) -> Written:
+    """Set each (point id, query, provenance) in place; vectors, ids and all else stay as they are.
+
+    One update is one transaction, so a crash leaves a point wholly old or wholly new. Points that
+    already hold the values are not written again, so a repeated call changes nothing.
+    """
+    wanted = {point_id: (query, provenance) for point_id, query, provenance in queries}
+    changed = unchanged = 0
+    missing: list[PointId] = []
+    ids = list(wanted)
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        records = client.retrieve(collection, batch, with_payload=True, with_vectors=False)
+        there = {record.id: record.payload or {} for record in records}
+        for point_id in batch:
+            if point_id not in there:
+                missing.append(point_id)
+                continue
+            payload = there[point_id]
+            update = query_payload(payload, *wanted[point_id])
+            if all(payload.get(key) == value for key, value in update.items()):
+                unchanged += 1
+                continue
+            client.set_payload(collection, update, points=[point_id])
+            changed += 1
+    return Written(changed, unchanged, missing)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,234 @@
+"""What every phase script shares: flags, exit codes, progress, Ctrl-C. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from question_optimizer.errors import INTERRUPTED, StopRun, UserError
+
+if TYPE_CHECKING:
+    from question_optimizer.dispatcher import LLMDispatcher
+    from question_optimizer.providers import LLMClientConfig
+
+SETTING_FLAGS = {
+    "qdrant_path": "the local Qdrant folder (it holds meta.json)",
+    "qdrant_url": "a Qdrant server instead; its key comes from QO_QDRANT_API_KEY",
+    "collection": "which collection; may be left out where there is only one",
+    "data_dir": "where files are read and written (default: data)",
+    "personas_file": "the personas (default: data/personas.json)",
+    "providers_file": "the LLM accounts (default: llm_providers.toml)",
+    "embedding_model": "a sentence-transformers model or folder (default: all-MiniLM-L6-v2, carried)",
+    "seed": "of every random choice (default: 0)",
+}
+_GRACE_SECONDS = 10.0
+_LOG_EVERY_SECONDS = 30.0
+
+
+def bare_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help is the module's docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def phase_parser(
+    doc: str | None, *, calls_llm: bool = False, positional: tuple[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """`bare_parser` with the settings' flags, and those of scripts that spend money."""
+    parser = bare_parser(doc)
+    if positional:
+        parser.add_argument(positional[0], help=positional[1])
+    settings = parser.add_argument_group("settings (also QO_… in the environment or .env)")
+    for name, text in SETTING_FLAGS.items():
+        kind = int if name == "seed" else str
+        settings.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, type=kind, metavar="…", help=text
+        )
+    settings.add_argument(
+        "--rehearsal",
+        action="store_const",
+        const=True,
+        default=None,
+        help="use the built-in rule-based stand-in instead of an LLM",
+    )
+    settings.add_argument(
+        "--print-config", action="store_true", help="print every setting and its origin, and exit"
+    )
+    if calls_llm:
+        money = parser.add_argument_group("before spending")
+        money.add_argument(
+            "--dry-run", action="store_true", help="say what would be called and spent, and exit"
+        )
+        money.add_argument(
+            "--max-cost", type=float, metavar="X", help="refuse the call that would pass this sum"
+        )
+    return parser
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a script's `main` and turn what a person can act on into one line and an exit code.
+
+    Anything else is our bug: its traceback stays, and Python ends with exit code 1.
+    """
+    with contextlib.suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a terminal without UTF-8
+        sys.stderr.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        return main()
+    except (UserError, StopRun) as error:
+        print(f"{_script()}: {error}", file=sys.stderr)
+        if error.exit_code == INTERRUPTED:
+            print(f"{_script()}: resume with: {resume_command()}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{_script()}: interrupted; resume with: {resume_command()}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our stdout went away: `… | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def resume_command() -> str:
+    """The command line that goes on where this one stopped: the same one."""
+    return shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
+
+
+def _script() -> str:
+    return os.path.basename(sys.argv[0]) or "question-optimizer"
+
+
+@contextlib.contextmanager
+def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
+    """First Ctrl-C (or TERM): no new call starts, what is in flight may end, at most 10 s. Second:
+    leave at once. Yields the event that the first one sets."""
+    asked = threading.Event()
+
+    def leave(*_: object) -> None:
+        os._exit(INTERRUPTED)
+
+    def on_signal(number: int, frame: object) -> None:
+        if asked.is_set():
+            leave()
+        asked.set()
+        print("\nfinishing what is in flight; press Ctrl-C again to leave at once", file=sys.stderr)
+        dispatcher.stop(StopRun("interrupted; everything so far is saved", exit_code=INTERRUPTED))
+        timer = threading.Timer(_GRACE_SECONDS, leave)
+        timer.daemon = True
+        timer.start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """done/total, failures, spend and time left, on stderr.
+
+    A bar that redraws itself on a terminal, a line every 30 s elsewhere.
+    """
+
+    def __init__(self, what: str, total: int, *, spend: Callable[[], float] | None = None):
+        self._what = what
+        self._total = total
+        self._spend = spend
+        self._done = self._failed = 0
+        self._started = self._shown = time.monotonic()
+        self._lock = threading.Lock()
+        self._stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
+        self._terminal = self._stream.isatty()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._terminal and self._done:
+            self._draw()
+            print(file=self._stream)
+
+    def advance(self, *, failed: bool = False) -> None:
+        """One more item is through."""
+        with self._lock:
+            self._done += 1
+            self._failed += failed
+            now = time.monotonic()
+            if now - self._shown >= (0.2 if self._terminal else _LOG_EVERY_SECONDS):
+                self._shown = now
+                self._draw()
+
+    def _draw(self) -> None:
+        elapsed = time.monotonic() - self._started
+        left = elapsed / max(1, self._done) * (self._total - self._done)
+        parts = [f"{self._what} {self._done}/{self._total}", f"{self._failed} failed"]
+        if self._spend and (spend := self._spend()):
+            parts.append(f"spent {spend:.4f}")
+        parts.append(f"{_duration(left)} left")
+        line = ", ".join(parts)
+        if self._terminal:
+            filled = round(20 * self._done / max(1, self._total))
+            print(f"\r\x1b[K{'█' * filled}{'░' * (20 - filled)} {line}", end="", file=self._stream)
+            self._stream.flush()
+        else:
+            print(line, file=self._stream)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def dry_run_line(
+    accounts: Sequence[LLMClientConfig],
+    calls: Mapping[str, int],
+    *,
+    characters: float,
+    answer_tokens: float = 150.0,
+) -> str:
+    """What a run would take: calls by role, tokens, price range, time at the present limits.
+
+    `characters` is the length of a typical prompt. Tokens are a quarter of characters, and the
+    price ranges from the cheapest to the dearest account that may serve each call.
+    """
+    total = sum(calls.values())
+    prompt_tokens = characters / 4
+    low = high = minutes = 0.0
+    unpriced = False
+    for role, count in calls.items():
+        serving = [a for a in accounts if role in a.roles]
+        unpriced |= any(not a.priced for a in serving)
+        prices = [a.cost(prompt_tokens, answer_tokens) for a in serving] or [0.0]
+        low, high = low + count * min(prices), high + count * max(prices)
+        rates = [a.rpm_limit or float("inf") for a in serving] or [float("inf")]
+        minutes = max(minutes, count / sum(rates))
+    daily = [a.daily_limit for a in accounts]
+    days = 0 if None in daily else total / max(1, sum(d or 0 for d in daily))
+    by_role = ", ".join(f"{count} {role}" for role, count in calls.items() if count)
+    price = "price unknown" if unpriced else f"cost {low:.4f} to {high:.4f}"
+    took = f"at least {_duration(minutes * 60)} at the present limits"
+    if days > 1:
+        took = f"at least {days:.1f} days at the present daily limits"
+    tokens = total * (prompt_tokens + answer_tokens)
+    return f"dry run: {total} calls ({by_role}), about {tokens:,.0f} tokens, {price}, {took}"
+
+
+def flag_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as a meta file keeps them: paths as text, nothing secret."""
+    return {name: value if isinstance(value, int | float | bool | None) else str(value) for name, value in values.items()}

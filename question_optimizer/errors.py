@@ -1,0 +1,40 @@
+"""The errors that a person can act on, and the signal that ends a run.
+
+    UserError   one line (what, where, what to do) and an exit code; shown without a traceback
+    StopRun     ends a whole run from inside a worker; deliberately no `Exception`, see below
+
+Exit codes: 2 usage or configuration, 4 finished with failed items, 5 budget reached,
+75 try later (folder locked, quota spent), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+USAGE = 2
+FAILED_ITEMS = 4
+BUDGET = 5
+TRY_LATER = 75
+INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """What went wrong, where, and what to do, in one line: a person can act on it.
+
+    `exit_code` is what a script ends with; 2 unless the error says otherwise.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = USAGE):
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code
+
+
+class StopRun(BaseException):  # noqa: N818 - a signal, like KeyboardInterrupt, not an error
+    """The run as a whole cannot go on: quota spent, budget reached, no account left, interrupted.
+
+    A `BaseException`, because DSPy's optimisers catch every `Exception` of a program and turn it
+    into a score of zero (MIPROv2, GEPA and SIMBA all do). An outage must never become a score, so
+    it has to pass through them.
+    """
+
+    def __init__(self, message: str, *, exit_code: int):
+        super().__init__(" ".join(message.split()))
+        self.exit_code = exit_code

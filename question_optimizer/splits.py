@@ -1,0 +1,105 @@
+"""Train, dev and locked test set: whole documents, near 30/30/40, and never moved once assigned.
+
+Neighbouring chunks share text, so a random split of chunks leaks the test set into the training
+set; splitting by document is what keeps the verdict honest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from question_optimizer.records import Chunk, Split
+
+SHARES: dict[Split, float] = {"train": 0.3, "dev": 0.3, "test": 0.4}
+MIN_GROUPS = 3  # fewer documents than this cannot fill three sides
+
+
+def assign(
+    sizes: Mapping[str, int], *, seed: int, kept: Mapping[str, Split] | None = None
+) -> dict[str, Split]:
+    """A side for each group (document or section), with item shares as near to SHARES as found.
+
+    `sizes` counts items per group. Groups in `kept` stay where they are; the others are placed
+    largest first on the side that lacks most, then improved by single moves and swaps until no one
+    of them lowers the squared distance to the targets. Ties are broken by `seed`.
+    """
+    kept = dict(kept or {})
+    sides: dict[str, Split] = {group: side for group, side in kept.items() if group in sizes}
+    total = sum(sizes.values())
+    lack = {side: share * total for side, share in SHARES.items()}
+    for group, side in sides.items():
+        lack[side] -= sizes[group]
+    free = sorted(group for group in sizes if group not in sides)
+    random.Random(seed).shuffle(free)
+    free.sort(key=lambda group: -sizes[group])
+    for group in free:
+        side = max(lack, key=lambda side: lack[side])
+        sides[group] = side
+        lack[side] -= sizes[group]
+    _improve(sides, free[:200], sizes, lack)
+    _fill_empty_sides(sides, free, sizes)
+    return kept | sides
+
+
+def _improve(
+    sides: dict[str, Split], free: list[str], sizes: Mapping[str, int], lack: dict[Split, float]
+) -> None:
+    """Hill-climb on sum(lack²). `lack` is what each side still needs, in items."""
+
+    def gain(moves: list[tuple[str, Split]]) -> float:
+        after = dict(lack)
+        for group, side in moves:
+            after[sides[group]] += sizes[group]
+            after[side] -= sizes[group]
+        return sum(v * v for v in lack.values()) - sum(v * v for v in after.values())
+
+    def apply(moves: list[tuple[str, Split]]) -> None:
+        for group, side in moves:
+            lack[sides[group]] += sizes[group]
+            lack[side] -= sizes[group]
+        for group, side in moves:
+            sides[group] = side
+
+    for _ in range(1000):  # each round strictly improves; the bound only guards the arithmetic
+        candidates = [[(group, side)] for group in free for side in SHARES if side != sides[group]]
+        candidates += [
+            [(a, sides[b]), (b, sides[a])]
+            for i, a in enumerate(free)
+            for b in free[i + 1 :]
+            if sides[a] != sides[b] and sizes[a] != sizes[b]
+        ]
+        best = max(candidates, key=gain, default=None)
+        if best is None or gain(best) <= 1e-9:
+            return
+        apply(best)
+
+
+def _fill_empty_sides(sides: dict[str, Split], free: list[str], sizes: Mapping[str, int]) -> None:
+    """An empty side makes a phase impossible; give it the smallest free group of a side with two."""
+    for side in SHARES:
+        if side in sides.values():
+            continue
+        count = Counter(sides.values())
+        spare = [group for group in free if count[sides[group]] > 1]
+        if spare:
+            sides[min(spare, key=lambda group: (sizes[group], group))] = side
+
+
+def groups_of(chunks: Iterable[Chunk]) -> tuple[dict[str, str], str]:
+    """({chunk id: group}, unit): group by document, or by section or chunk where too few exist.
+
+    unit is "document", "section" or "chunk"; a corpus of one or two documents is split by section,
+    and one without headings by chunk.
+    """
+    chunks = list(chunks)
+    by_document = {str(chunk.chunk_id): chunk.document for chunk in chunks}
+    if len(set(by_document.values())) >= MIN_GROUPS:
+        return by_document, "document"
+    by_section = {
+        str(chunk.chunk_id): " › ".join([chunk.document, *chunk.headings]) for chunk in chunks
+    }
+    if len(set(by_section.values())) >= MIN_GROUPS:
+        return by_section, "section"
+    return {str(chunk.chunk_id): str(chunk.chunk_id) for chunk in chunks}, "chunk"
