@@ -244,7 +244,7 @@ class _Engine:
             current.answered = True
         if self._core.usage:
             self._core.usage.record(key, call)
-        report(key, call)
+        report(key, call, self._core.usage)
 
 
 class _SyncEngine(_Engine):
@@ -295,7 +295,7 @@ class _CachedUsage(BaseCallback):
         if current is None or current.answered or exception is not None or self._usage is None:
             return
         if (call := self._usage.find(current.key)) is not None:
-            report(current.key, call)
+            report(current.key, call, self._usage)
 
 
 def _key_of_request(request: lm15.Request) -> str:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from config import Settings
     from custom_lm import LanguageModels
     from question_optimizer.programs.judge import LLMMetric
-    from question_optimizer.usage import Usage
 
 OUTPUT = "optimized_pipeline.json"
 MAX_UNJUDGED = 0.05  # more failed judgements than this and the choice would rest on what is missing
@@ -79,14 +78,13 @@ def call_counts(train: int, dev: int, used: dict[str, Any]) -> dict[str, int]:
 
 def compile_pipeline(
     models: LanguageModels, train: list[dspy.Example], dev: list[dspy.Example], used: dict[str, Any]
-) -> tuple[dspy.Module, list[dict[str, Any]], LLMMetric, Usage]:
-    """(best program, every candidate's seed and dev score, metric, usage)."""
+) -> tuple[dspy.Module, list[dict[str, Any]], LLMMetric]:
+    """(best program, every candidate's seed and dev score, the metric used)."""
     import dspy
 
     from dspy_pipeline import SyntheticQuestionPipeline
     from question_optimizer.programs.judge import LLMMetric, QuestionJudge
     from question_optimizer.programs.runs import quiet_dspy, threads_for
-    from question_optimizer.usage import metered
 
     most = call_counts(len(train), len(dev), used)["judge"]
     progress = Progress("judged", most, spend=lambda: models.dispatcher.spend)
@@ -95,7 +93,7 @@ def compile_pipeline(
     )
     shuffled = list(train)
     random.Random(used["seed"]).shuffle(shuffled)
-    with metered() as meter, dspy.context(lm=models.lm("student")), progress, quiet_dspy():
+    with dspy.context(lm=models.lm("student")), progress, quiet_dspy():
         optimizer = dspy.BootstrapFewShotWithRandomSearch(
             metric=llm_metric,
             teacher_settings={"lm": models.lm("teacher")},
@@ -108,7 +106,7 @@ def compile_pipeline(
         )
         compiled = optimizer.compile(SyntheticQuestionPipeline(), trainset=shuffled, valset=dev)
     best, candidates = choose(compiled.candidate_programs, llm_metric)
-    return best, candidates, llm_metric, meter.total
+    return best, candidates, llm_metric
 
 
 def choose(
@@ -182,8 +180,8 @@ def optimise(settings, args, accounts, gold, used, inputs) -> int:  # type: igno
         LanguageModels(accounts, data_dir=settings.data_dir, max_cost=args.max_cost) as models,
         finish_on_interrupt(models.dispatcher),
     ):
-        program, candidates, llm_metric, usage = compile_pipeline(models, train, dev, used)
-        rehearsal = models.rehearsal
+        program, candidates, llm_metric = compile_pipeline(models, train, dev, used)
+        rehearsal, usage = models.rehearsal, models.usage.seen.total
     files.write_atomic(output, pipeline_state(program))
     files.write_meta(
         output,

@@ -57,11 +57,30 @@ class Usage:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
+class _Meter:
+    """Collects the calls of one `metered` block, each request once."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, CallUsage] = {}
+
+    @property
+    def total(self) -> Usage:
+        usage = Usage()
+        for call in self.calls.values():
+            usage.add(call)
+        return usage
+
+
 class UsageLog:
-    """The figures of every answered call, by request key. Safe from any thread."""
+    """The figures of every answered call, by request key. Safe from any thread.
+
+    `seen` collects the calls since this object was made, cached answers included: the usage of a
+    run, whatever threads it used.
+    """
 
     def __init__(self, path: Path | None):
         self._lock = threading.Lock()
+        self.seen = _Meter()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=30)
@@ -92,20 +111,6 @@ class UsageLog:
             self._connection.close()
 
 
-class _Meter:
-    """Collects the calls of one `metered` block, each request once."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, CallUsage] = {}
-
-    @property
-    def total(self) -> Usage:
-        usage = Usage()
-        for call in self.calls.values():
-            usage.add(call)
-        return usage
-
-
 _meters: ContextVar[tuple[_Meter, ...]] = ContextVar("meters", default=())
 
 
@@ -113,7 +118,8 @@ _meters: ContextVar[tuple[_Meter, ...]] = ContextVar("meters", default=())
 def metered() -> Iterator[_Meter]:
     """Collect the usage of every LLM call made inside the block, cached ones included.
 
-    Blocks nest; threads that DSPy starts inside a block report to it.
+    Blocks nest. They see the calls of their own thread or task; DSPy's worker threads start with a
+    fresh context, so a whole run is totalled by `UsageLog.seen`.
     """
     meter = _Meter()
     token = _meters.set((*_meters.get(), meter))
@@ -123,7 +129,9 @@ def metered() -> Iterator[_Meter]:
         _meters.reset(token)
 
 
-def report(request: str, call: CallUsage) -> None:
-    """Tell the enclosing `metered` blocks of a call."""
+def report(request: str, call: CallUsage, log: UsageLog | None) -> None:
+    """Tell the enclosing `metered` blocks, and `log`, of a call."""
     for meter in _meters.get():
         meter.calls[request] = call
+    if log is not None:
+        log.seen.calls[request] = call

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
+from question_optimizer import files
 from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.hostile_text import promptable
+from question_optimizer.programs.judge import LLMMetric, Unjudged
 from question_optimizer.records import GoldItem
+from question_optimizer.usage import metered
 
 _MOST_THREADS = 64
 _CALLS_PER_ITEM = 3  # analyse, write, judge
@@ -41,6 +46,63 @@ def threads_for(dispatcher: LLMDispatcher) -> int:
     slots = min(dispatcher.slots(role) for role in ("student", "judge"))
     in_a_minute = min(dispatcher.calls_per_minute(role) for role in ("student", "judge"))
     return int(max(1, min(_MOST_THREADS, slots, in_a_minute / _CALLS_PER_ITEM)))
+
+
+class Arm(dspy.Module):
+    """One program under evaluation: runs it and keeps a row an item, failures with their reason.
+
+    `dspy.Evaluate` turns an exception into a score of zero and an empty prediction. Here it
+    becomes a row without a score.
+    """
+
+    def __init__(self, name: str, program: dspy.Module, llm_metric: LLMMetric):
+        super().__init__()
+        self.name = name
+        self.program = program
+        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self._llm_metric = llm_metric
+
+    def forward(self, **inputs: str) -> dspy.Prediction:
+        """The program's prediction with `usage`; with `error` and no `query` where it failed."""
+        error = ""
+        prediction = dspy.Prediction()
+        with metered() as meter:
+            try:
+                prediction = self.program(**inputs)
+            except AdapterParseError:
+                error = "the answer could not be read"
+            except Exception as raised:  # this item's failure is data, not the run's end
+                error = f"{type(raised).__name__}: {str(raised).splitlines()[0][:160]}"
+        fields = {**prediction, "query": prediction.get("query")}
+        return dspy.Prediction(**fields, usage=meter.total, error=error)
+
+    def metric(self, gold: dspy.Example, prediction: dspy.Prediction) -> float:
+        """Score for DSPy's own mean; what counts is the row it leaves in `rows`."""
+        judged = (
+            Unjudged(prediction.error)
+            if prediction.error
+            else self._llm_metric.judge(gold, prediction)
+        )
+        failed = isinstance(judged, Unjudged)
+        usage = prediction.usage
+        self.rows[gold.chunk_id, gold.gold_question] = {
+            "item": files.digest([gold.chunk_id, gold.gold_question])[:16],
+            "arm": self.name,
+            "chunk_id": gold.chunk_id,
+            "score": None if failed else judged.value,
+            "criteria": {} if failed else judged.criteria,
+            "feedback": "" if failed else judged.feedback,
+            "question": prediction.query,
+            "query_type": prediction.get("query_type"),
+            "query_format": prediction.get("query_format"),
+            "gold_question": gold.gold_question,
+            "chunk_text": gold.chunk_text,
+            "tokens": usage.input_tokens + usage.output_tokens,
+            "latency_seconds": round(usage.seconds, 3),
+            "cost": round(usage.cost, 8),
+            "error": judged.reason if failed else "",
+        }
+        return 0.0 if failed else judged.value
 
 
 @contextlib.contextmanager
