@@ -143,9 +143,15 @@ class Progress:
     A bar that redraws itself on a terminal, a line every 30 s elsewhere.
     """
 
-    def __init__(self, what: str, total: int, *, spend: Callable[[], float] | None = None):
+    def __init__(
+        self,
+        what: str,
+        total: int | Callable[[], int],
+        *,
+        spend: Callable[[], float] | None = None,
+    ):
         self._what = what
-        self._total = total
+        self._total = total if callable(total) else lambda: total
         self._spend = spend
         self._done = self._failed = 0
         self._started = self._shown = time.monotonic()
@@ -173,14 +179,15 @@ class Progress:
 
     def _draw(self) -> None:
         elapsed = time.monotonic() - self._started
-        left = elapsed / max(1, self._done) * (self._total - self._done)
-        parts = [f"{self._what} {self._done}/{self._total}", f"{self._failed} failed"]
+        total = max(self._total(), self._done)
+        left = elapsed / max(1, self._done) * (total - self._done)
+        parts = [f"{self._what} {self._done}/{total}", f"{self._failed} failed"]
         if self._spend and (spend := self._spend()):
             parts.append(f"spent {spend:.4f}")
         parts.append(f"{_duration(left)} left")
         line = ", ".join(parts)
         if self._terminal:
-            filled = round(20 * self._done / max(1, self._total))
+            filled = round(20 * self._done / max(1, total))
             print(f"\r\x1b[K{'█' * filled}{'░' * (20 - filled)} {line}", end="", file=self._stream)
             self._stream.flush()
         else:

@@ -1,0 +1,136 @@
+"""The generator's ledger: every chunk's state, by chunk id and configuration, in SQLite.
+
+A result is on disk before the next is asked for, so a killed run repeats at most the calls in
+flight. `fingerprint` stands for pipeline, personas and models: results of another configuration
+are another run's and are left alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from question_optimizer.errors import UserError
+from question_optimizer.records import PointId
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS chunks (
+    fingerprint TEXT NOT NULL, chunk_id TEXT NOT NULL, state TEXT NOT NULL,
+    query TEXT, query_type TEXT, query_format TEXT, persona_id TEXT, model TEXT,
+    tokens INTEGER NOT NULL DEFAULT 0, cost REAL NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0,
+    written INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (fingerprint, chunk_id)
+) WITHOUT ROWID
+"""
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the pipeline made of one chunk: a query, or the reason why there is none."""
+
+    chunk_id: PointId
+    query: str | None = None
+    query_type: str | None = None
+    query_format: str | None = None
+    persona_id: str | None = None
+    model: str | None = None
+    tokens: int = 0
+    cost: float = 0.0
+    reason: str = ""
+
+
+class Ledger:
+    """Results under one `fingerprint`. Used from one thread at a time."""
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path = path
+        self.fingerprint = fingerprint
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise UserError(f"{path}: version {version} is newer than this program; upgrade it")
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            with self._connection:
+                self._connection.execute(_SCHEMA)
+                self._connection.execute(f"PRAGMA user_version={_VERSION}")
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise UserError(f"{path}: cannot be opened ({error}); restore it from a backup") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def record(self, result: Result) -> None:
+        """Store a result; on return it is on disk. A failure counts one more attempt."""
+        state = "done" if result.query else "failed"
+        with self._connection:
+            self._connection.execute(
+                "INSERT INTO chunks (fingerprint, chunk_id, state, query, query_type, query_format, "
+                "persona_id, model, tokens, cost, reason, attempts) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1) "
+                "ON CONFLICT DO UPDATE SET state=excluded.state, query=excluded.query, "
+                "query_type=excluded.query_type, query_format=excluded.query_format, "
+                "persona_id=excluded.persona_id, model=excluded.model, "
+                "tokens=tokens+excluded.tokens, cost=cost+excluded.cost, "
+                "reason=excluded.reason, attempts=attempts+1, written=0",
+                (
+                    self.fingerprint,
+                    str(result.chunk_id),
+                    state,
+                    result.query,
+                    result.query_type,
+                    result.query_format,
+                    result.persona_id,
+                    result.model,
+                    result.tokens,
+                    result.cost,
+                    result.reason,
+                ),
+            )
+
+    def query_of(self, chunk_id: PointId) -> str | None:
+        """The query made for a chunk, None if there is none yet."""
+        row = self._connection.execute(
+            "SELECT query FROM chunks WHERE fingerprint=? AND chunk_id=? AND state='done'",
+            (self.fingerprint, str(chunk_id)),
+        ).fetchone()
+        return row[0] if row else None
+
+    def unwritten(self, limit: int) -> list[Result]:
+        """Up to `limit` results that are not yet in the collection, by chunk id."""
+        return self._select("AND state='done' AND written=0 ORDER BY chunk_id LIMIT ?", limit)
+
+    def done(self) -> list[Result]:
+        """Every result with a query, by chunk id."""
+        return self._select("AND state='done' ORDER BY chunk_id")
+
+    def failed(self) -> list[Result]:
+        """Every chunk whose last attempt failed, by chunk id."""
+        return self._select("AND state='failed' ORDER BY chunk_id")
+
+    def mark_written(self, chunk_ids: Iterable[PointId], written: bool = True) -> None:
+        """Remember which results are in the collection."""
+        with self._connection:
+            self._connection.executemany(
+                "UPDATE chunks SET written=? WHERE fingerprint=? AND chunk_id=?",
+                [(int(written), self.fingerprint, str(chunk_id)) for chunk_id in chunk_ids],
+            )
+
+    def _select(self, condition: str, *values: int) -> list[Result]:
+        rows = self._connection.execute(
+            "SELECT chunk_id, query, query_type, query_format, persona_id, model, tokens, cost, "
+            f"reason FROM chunks WHERE fingerprint=? {condition}",  # noqa: S608 - our own constants
+            (self.fingerprint, *values),
+        )
+        return [Result(_point_id(row[0]), *row[1:]) for row in rows]
+
+
+def _point_id(text: str) -> PointId:
+    """Qdrant's ids are numbers or UUIDs, so digits alone are a number."""
+    return int(text) if text.isdigit() else text
