@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from question_optimizer.cli import dry_run_line, finish_on_interrupt, phase_parser, run
-from question_optimizer.errors import UserError
 
 if TYPE_CHECKING:
     from config import Settings
@@ -37,8 +36,12 @@ LOG = "annotations.sqlite"
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__, calls_llm=True)
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="take the decisions from a JSONL file")
-    parser.add_argument("--show", type=int, metavar="N", help="print N random gold entries, and exit")
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="take the decisions from a JSONL file"
+    )
+    parser.add_argument(
+        "--show", type=int, metavar="N", help="print N random gold entries, and exit"
+    )
     parser.add_argument("--plain", action="store_true", help="line mode (the only one as yet)")
     return parser.parse_args(argv)
 
@@ -92,7 +95,8 @@ def pending(
     return [
         chunk
         for chunk in chunks
-        if (decision := decisions.get(str(chunk.chunk_id))) and not store.is_decided(chunk, decision)
+        if (decision := decisions.get(str(chunk.chunk_id)))
+        and not store.is_decided(chunk, decision)
     ]
 
 

@@ -109,16 +109,18 @@ def _chosen(
             name = key.upper().removeprefix(PREFIX).lower()
             if name not in DEFAULTS:
                 near = difflib.get_close_matches(name, DEFAULTS, n=1)
-                hint = f"did you mean {PREFIX}{near[0].upper()}?" if near else (
-                    f"known are {', '.join(PREFIX + known.upper() for known in DEFAULTS)}"
+                hint = (
+                    f"did you mean {PREFIX}{near[0].upper()}?"
+                    if near
+                    else (f"known are {', '.join(PREFIX + known.upper() for known in DEFAULTS)}")
                 )
                 raise UserError(f"{source}: unknown setting {key}; {hint}")
             if value != "":
                 chosen[name] = Origin(value, f"{source} {key}")
     for name in DEFAULTS:
-        value = getattr(args, name, None)
-        if value is not None:
-            chosen[name] = Origin(value, f"flag --{name.replace('_', '-')}")
+        flag = getattr(args, name, None)
+        if flag is not None:
+            chosen[name] = Origin(flag, f"flag --{name.replace('_', '-')}")
     return chosen
 
 

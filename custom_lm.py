@@ -123,7 +123,9 @@ class _Core:
         """The response and what it took. Raises lm15 errors, which DSPy knows, or StopRun."""
         chat = _chat_request(request)
         try:
-            answer, config, seconds = await (self._ours(chat) if self.is_ours else self._foreign(chat))
+            answer, config, seconds = await (
+                self._ours(chat) if self.is_ours else self._foreign(chat)
+            )
         except Exception as error:
             raise _lm15_error(error) from error
         usage = CallUsage(
@@ -183,7 +185,7 @@ class _Core:
                 return answer, client, time.perf_counter() - started
 
 
-class _entered:  # noqa: N801 - reads as a verb where it is used
+class _entered:
     """Holds a foreign client's semaphore, then its limiter, in the order its own callers do."""
 
     def __init__(self, dispatcher: Any, client: Any):
@@ -262,7 +264,7 @@ class _SyncEngine(_Engine):
 
 
 class _AsyncEngine(_Engine):
-    """For coroutines. A foreign dispatcher's locks belong to its caller's loop, so it stays there."""
+    """For coroutines. A foreign dispatcher's locks belong to its caller's loop: stay on it."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         coroutine = self._core.answer(request)
@@ -287,9 +289,7 @@ class _CachedUsage(BaseCallback):
         asked = {"model": instance.model, "lm": instance.kwargs, "call": inputs}
         _current.set(_CurrentCall(_digest(asked)))
 
-    def on_lm_end(
-        self, call_id: str, outputs: Any, exception: Exception | None = None
-    ) -> None:
+    def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
         current = _current.get()
         _current.set(None)
         if current is None or current.answered or exception is not None or self._usage is None:

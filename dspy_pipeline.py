@@ -5,7 +5,8 @@ that the signatures are still those the file was made with: DSPy itself stores n
 would silently shift every description by one.
 
     pipeline = load_pipeline(Path("data/optimized_pipeline.json"))
-    prediction = pipeline(chunk_text=..., persona_description=...)   # .query .query_type .query_format
+    prediction = pipeline(chunk_text=..., persona_description=...)
+    prediction.query, prediction.query_type, prediction.query_format
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def pipeline_state(program: dspy.Module) -> str:
 
 
 def load_pipeline(path: Path) -> SyntheticQuestionPipeline:
-    """The optimised pipeline; UserError if the file is unfinished, foreign, or made for others fields."""
+    """The optimised pipeline; UserError if unfinished, foreign, or made for other fields."""
     meta = files.read_meta(path, made_by=_MADE_BY)
     state = files.read_json(path, made_by=_MADE_BY)
     if meta.get("output", {}).get("sha256") != files.sha256(path):
@@ -124,7 +125,8 @@ def _check_fields(path: Path, saved: dict[str, Any], current: dict[str, Any]) ->
             problem = f"field {name!r} has moved"
         if problem:
             raise UserError(
-                f"{path}: made for other signatures: in predictor {predictor!r} {problem}; rerun {_MADE_BY}"
+                f"{path}: made for other signatures: in predictor {predictor!r} {problem}; "
+                f"rerun {_MADE_BY}"
             )
 
 
@@ -136,11 +138,15 @@ def _check_state(path: Path, state: Any, pipeline: dspy.Module) -> None:
     """DSPy sets every unknown key of a state as an attribute; let only the known ones in."""
     expected = pipeline.dump_state()
     if not isinstance(state, dict) or {*state} - {"metadata"} != {*expected}:
-        raise UserError(f"{path}: not a saved pipeline (predictors {', '.join(expected)}); rerun {_MADE_BY}")
+        raise UserError(
+            f"{path}: not a saved pipeline (predictors {', '.join(expected)}); rerun {_MADE_BY}"
+        )
     for name, known in expected.items():
         saved = state[name]
         odd = sorted({*saved} - {*known}) if isinstance(saved, dict) else ["it is no object"]
         if odd:
             raise UserError(f"{path}: predictor {name!r}: unknown key {odd[0]!r}; rerun {_MADE_BY}")
         if saved.get("lm") is not None:
-            raise UserError(f"{path}: predictor {name!r} names a model; a pipeline must not; rerun {_MADE_BY}")
+            raise UserError(
+                f"{path}: predictor {name!r} names a model; a pipeline must not; rerun {_MADE_BY}"
+            )

@@ -38,13 +38,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--examples", type=int, default=EXAMPLES, metavar="N", help="how many to print (default: 5)"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead")
-    parser.add_argument("--fresh", action="store_true", help="evaluate again even if nothing changed")
+    parser.add_argument(
+        "--fresh", action="store_true", help="evaluate again even if nothing changed"
+    )
     return parser.parse_args(argv)
 
 
-def evaluate(
-    models: LanguageModels, items: list[GoldItem], pipeline: Path
-) -> list[dict[str, Any]]:
+def evaluate(models: LanguageModels, items: list[GoldItem], pipeline: Path) -> list[dict[str, Any]]:
     """One row per item and arm, by item, then arm. A failed item has no score but an error."""
     import dspy
 
@@ -116,13 +116,17 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], examples: int) -> 
     from question_optimizer.hostile_text import printable
 
     console = Console()
-    table = Table(title=f"test split, {summary['scored_in_both']} of {summary['items']} items scored in both")
+    table = Table(
+        title=f"test split, {summary['scored_in_both']} of {summary['items']} items scored in both"
+    )
     table.add_column("")
     for arm in ARMS:
         table.add_column(arm, justify="right")
     for key in summary["arms"][ARMS[0]]:
         cells = [summary["arms"][arm][key] for arm in ARMS]
-        table.add_row(key.replace("_", " "), *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
+        table.add_row(
+            key.replace("_", " "), *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells)
+        )
     console.print(table)
     console.print(Text(verdict_sentence(summary)))
     by_item: dict[str, dict[str, dict[str, Any]]] = {}
@@ -144,9 +148,12 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     """The comparison in one sentence, with what it rests on."""
     c = summary["comparison"]
     if c["low"] is None:
-        return f"optimised − original: {c['difference']:+.3f} on {c['n']} items: too few to say more"
+        return (
+            f"optimised − original: {c['difference']:+.3f} on {c['n']} items: too few to say more"
+        )
     return (
-        f"optimised − original: {c['difference']:+.3f}, 95 % interval {c['low']:+.3f} to {c['high']:+.3f}, "
+        f"optimised − original: {c['difference']:+.3f}, "
+        f"95 % interval {c['low']:+.3f} to {c['high']:+.3f}, "
         f"p = {c['p']:.4f}, {c['wins']} better, {c['ties']} equal, {c['losses']} worse"
     )
 
@@ -167,13 +174,17 @@ def main(argv: list[str] | None = None) -> int:
         n = len(items)
         calls = {"student": 2 * len(ARMS) * n, "judge": len(ARMS) * n}
         print(dry_run_line(accounts, calls, characters=typical_prompt_characters(items)))
-        print(f"{n} test items show a score difference of about {smallest_detectable(n):.3f} or more")
+        print(
+            f"{n} test items show a score difference of about {smallest_detectable(n):.3f} or more"
+        )
         return 0
     files.read_meta(pipeline, made_by="optimize_pipeline.py")
     used = {
         "seed": settings.seed,
         "arms": list(ARMS),
-        "models": sorted(f"{role}: {a.model}" for a in accounts for role in a.roles if role != "teacher"),
+        "models": sorted(
+            f"{role}: {a.model}" for a in accounts for role in a.roles if role != "teacher"
+        ),
     }
     inputs = {source.name: files.sha256(source), pipeline.name: files.sha256(pipeline)}
     folder = settings.data_dir / "runs" / f"evaluate-{files.digest([used, inputs])[:12]}"
@@ -227,7 +238,9 @@ def tell(folder: Path, args: argparse.Namespace) -> int:
     from question_optimizer import files
 
     summary = files.read_json(folder / "summary.json", made_by="evaluate_pipeline.py")
-    rows = [row for _, row in files.read_jsonl(folder / "scores.jsonl", made_by="evaluate_pipeline.py")]
+    rows = [
+        row for _, row in files.read_jsonl(folder / "scores.jsonl", made_by="evaluate_pipeline.py")
+    ]
     if args.json:
         print(json.dumps(summary, ensure_ascii=False, indent=2))
     else:
@@ -236,7 +249,10 @@ def tell(folder: Path, args: argparse.Namespace) -> int:
         print(f"\n{summary['items']} test items, 2 arms{note} -> {folder / 'report.html'}")
     failed = summary["items"] - summary["scored_in_both"]
     if failed:
-        print(f"{failed} items failed in an arm and are left out; see {folder / 'scores.jsonl'}", file=sys.stderr)
+        print(
+            f"{failed} items failed in an arm and are left out; see {folder / 'scores.jsonl'}",
+            file=sys.stderr,
+        )
     return FAILED_ITEMS if failed else 0
 
 

@@ -34,7 +34,11 @@ REJECTED = "rejected_chunks.jsonl"
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__)
     parser.add_argument(
-        "--sample-size", type=_positive, default=200, metavar="N", help="how many chunks (default: 200)"
+        "--sample-size",
+        type=_positive,
+        default=200,
+        metavar="N",
+        help="how many chunks (default: 200)",
     )
     parser.add_argument("--text-key", metavar="KEY", help="payload key of the text; dots descend")
     parser.add_argument(
@@ -82,7 +86,8 @@ def draw(store: ChunkStore, settings: Settings, args: argparse.Namespace) -> Sam
     if not drawn.chunks:
         looked = args.text_key or f"_node_content.text, {', '.join(TEXT_KEYS)}"
         raise UserError(
-            f"{where}: none of its {drawn.points} points has text under {looked}; name it with --text-key"
+            f"{where}: none of its {drawn.points} points has text under {looked}; "
+            "name it with --text-key"
         )
     return drawn
 
@@ -136,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     if len(drawn.chunks) < args.sample_size:
         print(
-            f"the collection has only {len(drawn.chunks)} chunks with text, {args.sample_size} were asked for",
+            f"the collection has only {len(drawn.chunks)} chunks with text, "
+            f"{args.sample_size} were asked for",
             file=sys.stderr,
         )
     print(f"{len(drawn.chunks)} chunks -> {output}")

@@ -20,7 +20,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer.cli import Progress, dry_run_line, finish_on_interrupt, phase_parser, run
-from question_optimizer.errors import FAILED_ITEMS, StopRun, UserError
+from question_optimizer.errors import FAILED_ITEMS, StopRun
 
 if TYPE_CHECKING:
     import dspy
@@ -37,18 +37,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__, calls_llm=True)
     search = parser.add_argument_group("search (DSPy's names)")
     search.add_argument(
-        "--max-bootstrapped-demos", type=int, default=2, metavar="N", help="per predictor (default: 2)"
+        "--max-bootstrapped-demos",
+        type=int,
+        default=2,
+        metavar="N",
+        help="per predictor (default: 2)",
     )
     search.add_argument(
-        "--num-candidate-programs", type=int, default=5, metavar="N", help="demo sets tried (default: 5)"
+        "--num-candidate-programs",
+        type=int,
+        default=5,
+        metavar="N",
+        help="demo sets tried (default: 5)",
     )
     search.add_argument(
         "--pass-score",
         type=float,
         metavar="S",
-        help="judge's score, 0 to 1, at which a teacher's question may become a demo (default: 0.75)",
+        help="judge's score, 0 to 1, from which a question may become a demo (default: 0.75)",
     )
-    search.add_argument("--fresh", action="store_true", help="optimise again even if nothing changed")
+    search.add_argument(
+        "--fresh", action="store_true", help="optimise again even if nothing changed"
+    )
     return parser.parse_args(argv)
 
 
@@ -162,7 +172,10 @@ def main(argv: list[str] | None = None) -> int:
     used["models"] = sorted(f"{role}: {a.model}" for a in accounts for role in a.roles)
     inputs = {source.name: files.sha256(source)}
     if files.is_finished(output, settings=used, inputs=inputs) and not args.fresh:
-        print(f"already optimised from this gold set, nothing to do (--fresh does it again) -> {output}")
+        print(
+            "already optimised from this gold set, nothing to do (--fresh does it again) "
+            f"-> {output}"
+        )
         return 0
     return optimise(settings, args, accounts, gold, used, inputs)
 
@@ -197,7 +210,9 @@ def optimise(settings, args, accounts, gold, used, inputs) -> int:  # type: igno
     report(program, candidates)
     first, best = candidates[0]["dev_score"], max(c["dev_score"] for c in candidates)
     note = " (rehearsal)" if rehearsal else ""
-    print(f"dev score {first:.3f} -> {best:.3f} over {len(candidates)} candidates{note} -> {output}")
+    print(
+        f"dev score {first:.3f} -> {best:.3f} over {len(candidates)} candidates{note} -> {output}"
+    )
     return 0
 
 

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,7 +114,9 @@ class OptimizedQuestionGenerator:
         progress: Callable[[bool], None] | None = None,
     ):
         if dispatcher is None:
-            raise UserError("OptimizedQuestionGenerator needs a dispatcher: an LLMDispatcher over your accounts")
+            raise UserError(
+                "OptimizedQuestionGenerator needs a dispatcher: an LLMDispatcher over your accounts"
+            )
         if vector_store is not None:
             client = client or getattr(vector_store, "client", None)
             collection = collection or getattr(vector_store, "collection_name", None)
@@ -145,7 +148,9 @@ class OptimizedQuestionGenerator:
         if self._persona_function is not None:
             chosen = self._persona_function(text)
             if inspect.isawaitable(chosen):
-                raise TypeError("persona_function is async; generate() awaits it, this method cannot")
+                raise TypeError(
+                    "persona_function is async; generate() awaits it, this method cannot"
+                )
             return str(chosen)
         return self._persona_matcher().choose_appropriate_character(text).description
 
@@ -220,7 +225,12 @@ class OptimizedQuestionGenerator:
                 await run.io(store.close)
 
     async def _work(
-        self, run: _Offload, store: ChunkStore, ledger: Ledger, program: Any, summary: GenerationSummary
+        self,
+        run: _Offload,
+        store: ChunkStore,
+        ledger: Ledger,
+        program: Any,
+        summary: GenerationSummary,
     ) -> None:
         import dspy
 
@@ -230,8 +240,12 @@ class OptimizedQuestionGenerator:
         lm = DispatcherLM(self._dispatcher, role="student", cache=False)
         # A context, not configure(): the host may have its own DSPy settings. Without history and
         # trace, memory stays flat over any number of chunks.
-        with dspy.context(lm=lm, adapter=dspy.ChatAdapter(), disable_history=True, trace=None, callbacks=[]):
-            producer = asyncio.create_task(self._character_producer(queue, run, store, ledger, summary))
+        with dspy.context(
+            lm=lm, adapter=dspy.ChatAdapter(), disable_history=True, trace=None, callbacks=[]
+        ):
+            producer = asyncio.create_task(
+                self._character_producer(queue, run, store, ledger, summary)
+            )
             consumers = [
                 asyncio.create_task(self._llm_consumer(queue, run, store, ledger, program, summary))
                 for _ in range(self._concurrency)
@@ -257,7 +271,7 @@ class OptimizedQuestionGenerator:
         ledger: Ledger,
         summary: GenerationSummary,
     ) -> None:
-        """Put every chunk that needs a question on the queue, with its persona; then one None each."""
+        """Put every chunk that needs a question on the queue, with its persona; then the Nones."""
         batches = await run.io(lambda: self._pending(store, ledger, summary))
         while batch := await run.io(lambda: next(batches, None)):
             characters = await self._characters([chunk.chunk_text for chunk in batch], run)
@@ -278,7 +292,7 @@ class OptimizedQuestionGenerator:
         """One pipeline call a chunk; its result is in the ledger before the next is taken."""
         while (job := await queue.get()) is not None:
             result = await self._ask(program, job)
-            await run.io(lambda result=result: ledger.record(result))
+            await run.io(partial(ledger.record, result))
             summary.tokens += result.tokens
             summary.cost += result.cost
             if result.query:
@@ -394,11 +408,12 @@ class OptimizedQuestionGenerator:
         if self._qdrant_url:
             from qdrant_client import QdrantClient
 
-            return QdrantClient(url=self._qdrant_url, api_key=self._qdrant_api_key, timeout=60), True
+            return QdrantClient(
+                url=self._qdrant_url, api_key=self._qdrant_api_key, timeout=60
+            ), True
         from question_optimizer.chunk_store import open_client
 
-        assert self._qdrant_path is not None
-        return open_client(self._qdrant_path), True
+        return open_client(self._qdrant_path or Path()), True
 
     def _provenance(self, result: Result, ledger: Ledger) -> dict[str, Any]:
         return {
@@ -413,7 +428,9 @@ class OptimizedQuestionGenerator:
         from question_optimizer.chunk_store import ClientStore, open_store
 
         if self._client is not None:
-            return ClientStore(self._client, self._collection, where="the given client", owned=False)
+            return ClientStore(
+                self._client, self._collection, where="the given client", owned=False
+            )
         return open_store(
             path=self._qdrant_path,
             url=self._qdrant_url,
@@ -473,7 +490,10 @@ class OptimizedQuestionGenerator:
             settings={"collection": collection, "models": summary.models},
             inputs={"configuration": ledger.fingerprint},
             counts={"questions": len(done), "failed": len(failed)},
-            usage={"tokens": sum(r.tokens for r in done), "cost": round(sum(r.cost for r in done), 6)},
+            usage={
+                "tokens": sum(r.tokens for r in done),
+                "cost": round(sum(r.cost for r in done), 6),
+            },
             rehearsal=summary.rehearsal,
         )
 
@@ -525,7 +545,9 @@ def _slots(dispatcher: Any) -> int:
     """How many chunks to work on at once: the student accounts' total concurrency."""
     if hasattr(dispatcher, "slots"):
         return max(1, dispatcher.slots("student"))
-    return max(1, sum(getattr(c, "concurrency", 1) or 1 for c in getattr(dispatcher, "clients", [])))
+    return max(
+        1, sum(getattr(c, "concurrency", 1) or 1 for c in getattr(dispatcher, "clients", []))
+    )
 
 
 def _models(dispatcher: Any) -> list[str]:
@@ -541,15 +563,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     from question_optimizer.cli import phase_parser
 
     parser = phase_parser(__doc__, calls_llm=True)
-    parser.add_argument("--pipeline", type=Path, metavar="FILE", help="default: data/optimized_pipeline.json")
-    parser.add_argument("--original", action="store_true", help="use the prompts as they were before")
-    parser.add_argument("--overwrite", action="store_true", help="also chunks that have a question already")
+    parser.add_argument(
+        "--pipeline", type=Path, metavar="FILE", help="default: data/optimized_pipeline.json"
+    )
+    parser.add_argument(
+        "--original", action="store_true", help="use the prompts as they were before"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also chunks that have a question already"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N chunks")
     parser.add_argument("--text-key", metavar="KEY", help="payload key of the text; dots descend")
     parser.add_argument(
         "--even-if-locked",
         action="store_true",
-        help="generate although another process has the folder open; the questions wait in the ledger",
+        help="generate although the folder is open elsewhere; the questions wait in the ledger",
     )
     return parser.parse_args(argv)
 
@@ -590,7 +618,9 @@ def main(argv: list[str] | None = None) -> int:
     return tell(summary, settings.data_dir / OUTPUT)
 
 
-async def _generate_and_close(generator: OptimizedQuestionGenerator, dispatcher: Any) -> GenerationSummary:
+async def _generate_and_close(
+    generator: OptimizedQuestionGenerator, dispatcher: Any
+) -> GenerationSummary:
     try:
         return await generator.generate()
     finally:
@@ -647,7 +677,9 @@ def tell(summary: GenerationSummary, output: Path) -> int:
     for chunk_id, reason in summary.problems.items():
         print(f"  {chunk_id}: {printable(reason)}", file=sys.stderr)
     note = " (rehearsal)" if summary.rehearsal else ""
-    print(f"{summary.generated} questions generated{note}, {summary.written} written back -> {output}")
+    print(
+        f"{summary.generated} questions generated{note}, {summary.written} written back -> {output}"
+    )
     if summary.stopped:
         raise UserError(summary.stopped, exit_code=summary.exit_code)
     return FAILED_ITEMS if summary.failed else 0

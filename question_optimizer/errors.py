@@ -27,7 +27,7 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
-class StopRun(BaseException):  # noqa: N818 - a signal, like KeyboardInterrupt, not an error
+class StopRun(BaseException):
     """The run as a whole cannot go on: quota spent, budget reached, no account left, interrupted.
 
     A `BaseException`, because DSPy's optimisers catch every `Exception` of a program and turn it

@@ -35,7 +35,9 @@ def write_atomic(path: Path, content: str | bytes) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another --data-dir") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); name another --data-dir"
+        ) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -68,7 +70,9 @@ def read_json(path: Path, *, made_by: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); rerun {made_by}") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); rerun {made_by}") from error
+        raise UserError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); rerun {made_by}"
+        ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -83,7 +87,9 @@ def read_jsonl(path: Path, *, made_by: str) -> Iterator[tuple[int, dict[str, Any
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error.msg}); rerun {made_by}") from error
+                    raise UserError(
+                        f"{path}:{number}: not JSON ({error.msg}); rerun {made_by}"
+                    ) from error
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number}: not an object; rerun {made_by}")
                 yield number, row
@@ -96,7 +102,7 @@ def read_jsonl(path: Path, *, made_by: str) -> Iterator[tuple[int, dict[str, Any
 
 
 def read_records(path: Path, record: type[Record], *, made_by: str) -> list[Record]:
-    """All lines of a JSONL file as `record`s; UserError naming line and field of the first bad one."""
+    """All lines of a JSONL file as `record`s; UserError naming the first bad line and field."""
     return [
         parsed(record, row, where=f"{path}:{number}", fix=f"rerun {made_by}")
         for number, row in read_jsonl(path, made_by=made_by)

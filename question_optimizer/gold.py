@@ -60,7 +60,10 @@ def read_gold(path: Path) -> GoldSet:
 def _with_id(row: object) -> object:
     """Any tool may write the three texts alone; the item is then known by its content."""
     if isinstance(row, dict) and "chunk_id" not in row:
-        return {**row, "chunk_id": files.digest([row.get("chunk_text"), row.get("gold_question")])[:32]}
+        return {
+            **row,
+            "chunk_id": files.digest([row.get("chunk_text"), row.get("gold_question")])[:32],
+        }
     return row
 
 

@@ -61,7 +61,9 @@ class Ledger:
                 self._connection.execute(_SCHEMA)
                 self._connection.execute(f"PRAGMA user_version={_VERSION}")
         except (sqlite3.DatabaseError, OSError) as error:
-            raise UserError(f"{path}: cannot be opened ({error}); restore it from a backup") from error
+            raise UserError(
+                f"{path}: cannot be opened ({error}); restore it from a backup"
+            ) from error
 
     def close(self) -> None:
         self._connection.close()
@@ -71,8 +73,8 @@ class Ledger:
         state = "done" if result.query else "failed"
         with self._connection:
             self._connection.execute(
-                "INSERT INTO chunks (fingerprint, chunk_id, state, query, query_type, query_format, "
-                "persona_id, model, tokens, cost, reason, attempts) "
+                "INSERT INTO chunks (fingerprint, chunk_id, state, query, query_type, "
+                "query_format, persona_id, model, tokens, cost, reason, attempts) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1) "
                 "ON CONFLICT DO UPDATE SET state=excluded.state, query=excluded.query, "
                 "query_type=excluded.query_type, query_format=excluded.query_format, "
@@ -124,8 +126,8 @@ class Ledger:
 
     def _select(self, condition: str, *values: int) -> list[Result]:
         rows = self._connection.execute(
-            "SELECT chunk_id, query, query_type, query_format, persona_id, model, tokens, cost, "
-            f"reason FROM chunks WHERE fingerprint=? {condition}",  # noqa: S608 - our own constants
+            "SELECT chunk_id, query, query_type, query_format, persona_id, model, tokens, cost, "  # noqa: S608
+            f"reason FROM chunks WHERE fingerprint=? {condition}",
             (self.fingerprint, *values),
         )
         return [Result(_point_id(row[0]), *row[1:]) for row in rows]

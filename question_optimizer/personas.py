@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from question_optimizer import files
 from question_optimizer.embedding import Embedder
 from question_optimizer.errors import UserError
 from question_optimizer.records import Persona
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def load_personas(path: Path) -> list[Persona]:
@@ -34,7 +38,7 @@ class PersonaMatcher:
     def __init__(self, personas: Sequence[Persona], embedder: Embedder):
         self.personas = list(personas)
         self._embedder = embedder
-        self._vectors = None
+        self._vectors: np.ndarray | None = None
 
     def choose(self, texts: Sequence[str]) -> list[Persona]:
         """One persona for each text, in order. Batched: a tenth of the time of one by one."""

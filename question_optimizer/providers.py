@@ -182,18 +182,20 @@ def load_providers(path: Path, environ: Mapping[str, str]) -> list[LLMClientConf
     return accounts
 
 
-def _account(
-    path: Path, number: int, entry: Any, environ: Mapping[str, str]
-) -> LLMClientConfig:
+def _account(path: Path, number: int, entry: Any, environ: Mapping[str, str]) -> LLMClientConfig:
     where = f"{path}: account {number}"
     if isinstance(entry, dict) and "api_key" in entry:
-        raise UserError(f"{where}: a key has no place in this file; name its variable in api_key_env")
+        raise UserError(
+            f"{where}: a key has no place in this file; name its variable in api_key_env"
+        )
     try:
         parsed = _AccountEntry.model_validate(entry)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {key}: {first['msg']}; see llm_providers.example.toml") from error
+        raise UserError(
+            f"{where}: {key}: {first['msg']}; see llm_providers.example.toml"
+        ) from error
     key = "none"  # local servers want some key and read none
     if parsed.api_key_env:
         key = environ.get(parsed.api_key_env, "").strip()
@@ -203,7 +205,9 @@ def _account(
                 "set it in the environment or .env, remove the account, or use --rehearsal"
             )
     elif not parsed.base_url:
-        raise UserError(f"{path}: account {parsed.name!r}: needs api_key_env, or base_url of a local server")
+        raise UserError(
+            f"{path}: account {parsed.name!r}: needs api_key_env, or base_url of a local server"
+        )
     return LLMClientConfig(**parsed.model_dump(exclude={"api_key_env"}), api_key=key)
 
 
@@ -252,7 +256,11 @@ async def complete(client: Any, model: str, request: ChatRequest) -> ChatAnswer:
         return await _complete_anthropic(raw, model, request)
     # instructor wraps the SDK's client and would want a response model
     inner = getattr(raw, "client", None)
-    if inner is not None and hasattr(inner, "chat") and type(raw).__module__.startswith("instructor"):
+    if (
+        inner is not None
+        and hasattr(inner, "chat")
+        and type(raw).__module__.startswith("instructor")
+    ):
         raw = inner
     return await _complete_openai(raw, model, request)
 

@@ -19,7 +19,7 @@ import binascii
 import io
 import json
 import os
-import pickle  # noqa: S403 - only through _Unpickler, which admits a closed list
+import pickle
 import shutil
 import sqlite3
 import struct
@@ -37,6 +37,7 @@ from question_optimizer.records import PointId
 
 _BATCH = 200
 _LOCK_PATIENCE_SECONDS = 2.0  # a killed client keeps its flock until the kernel freed its memory
+_RESTORE = "restore the folder from a backup"
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
@@ -71,7 +72,7 @@ _DATA_TYPES = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301
+class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("qdrant_client.") and name in _RECORD_CLASSES:
             return _Inert
@@ -152,10 +153,17 @@ class QdrantFolder:
         """
         keys = self._key_of()
         for start in range(0, len(ids), _BATCH):
-            wanted = {point_id: keys[point_id] for point_id in ids[start : start + _BATCH] if point_id in keys}
+            wanted = {
+                point_id: keys[point_id]
+                for point_id in ids[start : start + _BATCH]
+                if point_id in keys
+            }
             marks = ",".join("?" * len(wanted))
             rows = dict(
-                self._query(f"SELECT id, point FROM points WHERE id IN ({marks})", [*wanted.values()])  # noqa: S608
+                self._query(
+                    f"SELECT id, point FROM points WHERE id IN ({marks})",  # noqa: S608 - marks only
+                    [*wanted.values()],
+                )
             )
             for point_id, key in wanted.items():
                 yield point_id, self._payload(point_id, rows[key])
@@ -167,8 +175,16 @@ class QdrantFolder:
             rows.sort(key=lambda row: row[1])
             try:
                 self._keys = {_point_id(key): key for key, _ in rows}
-            except (pickle.UnpicklingError, binascii.Error, ValueError, EOFError, TypeError) as error:
-                raise UserError(f"{self._file}: unreadable point id ({error}); not a Qdrant collection") from error
+            except (
+                pickle.UnpicklingError,
+                binascii.Error,
+                ValueError,
+                EOFError,
+                TypeError,
+            ) as error:
+                raise UserError(
+                    f"{self._file}: unreadable point id ({error}); not a Qdrant collection"
+                ) from error
         return self._keys
 
     def _payload(self, point_id: PointId, blob: bytes) -> dict[str, Any]:
@@ -176,7 +192,7 @@ class QdrantFolder:
             point = _unpickled(blob)
         except Exception as error:  # a hostile or torn pickle may raise anything
             raise UserError(
-                f"{self._file}: point {point_id} cannot be read safely ({error}); restore the folder from a backup"
+                f"{self._file}: point {point_id} cannot be read safely ({error}); {_RESTORE}"
             ) from error
         payload = getattr(point, "payload", None)
         return payload if isinstance(payload, dict) else {}
@@ -185,7 +201,7 @@ class QdrantFolder:
         try:
             return self._connection.execute(sql, values or []).fetchall()
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{self._file}: {_plain(error)}; restore the folder from a backup") from error
+            raise UserError(f"{self._file}: {_plain(error)}; {_RESTORE}") from error
 
     def _open(self) -> sqlite3.Connection:
         self._check_file()
@@ -203,38 +219,43 @@ class QdrantFolder:
             raise UserError(f"{self._file}: {_plain(error)}; not a Qdrant collection") from error
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise UserError(f"{self._file}: {_plain(error)}; restore the folder from a backup") from error
+            raise UserError(f"{self._file}: {_plain(error)}; {_RESTORE}") from error
         columns = [row[1] for row in connection.execute("PRAGMA table_info(points)")]
         if columns[:2] != ["id", "point"]:
             connection.close()
-            raise UserError(f"{self._file}: table points has columns {columns}; not a Qdrant collection")
+            raise UserError(
+                f"{self._file}: table points has columns {columns}; not a Qdrant collection"
+            )
         return connection
 
     def _check_file(self) -> None:
-        """Refuse what SQLite would accept or only notice halfway: absent, empty, foreign, cut off."""
+        """Refuse what SQLite accepts or notices only halfway: absent, empty, foreign, cut off."""
         if not self._file.is_file():
             raise UserError(
-                f"{self._file}: missing, though meta.json lists the collection; restore the folder from a backup"
+                f"{self._file}: missing, though meta.json lists the collection; {_RESTORE}"
             )
         size = self._file.stat().st_size
         with self._file.open("rb") as file:
             header = file.read(100)
         if not header.startswith(_SQLITE_MAGIC):
             what = "is empty" if not size else "is not a SQLite database"
-            raise UserError(f"{self._file}: {what}; restore the folder from a backup")
+            raise UserError(f"{self._file}: {what}; {_RESTORE}")
         journal = self._file.with_name("storage.sqlite-journal")
         page_size = struct.unpack(">H", header[16:18])[0] or 65536  # stored as 1 for 65536
         page_size = 65536 if page_size == 1 else page_size
         pages = struct.unpack(">I", header[28:32])[0]
         if size < pages * page_size and not journal.exists():
             raise UserError(
-                f"{self._file}: truncated ({size} of {pages * page_size} bytes); restore the folder from a backup"
+                f"{self._file}: truncated ({size} of {pages * page_size} bytes); {_RESTORE}"
             )
 
     def _connect(self, file: Path) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(
-                f"file:{quote(str(file.resolve()))}?mode=ro", uri=True, timeout=10, check_same_thread=False
+                f"file:{quote(str(file.resolve()))}?mode=ro",
+                uri=True,
+                timeout=10,
+                check_same_thread=False,
             )
             connection.execute("PRAGMA query_only=ON")
         except sqlite3.OperationalError as error:
@@ -242,7 +263,7 @@ class QdrantFolder:
         return connection
 
     def _open_private_copy(self) -> sqlite3.Connection:
-        """Roll a killed writer's journal back on a copy, so that the folder keeps its every byte."""
+        """Roll a killed writer's journal back on a copy; the folder keeps its every byte."""
         self._private = tempfile.TemporaryDirectory(prefix="question-optimizer-")
         copy = Path(self._private.name) / self._file.name
         for suffix in ("", "-journal", "-wal"):
@@ -255,12 +276,12 @@ class QdrantFolder:
             connection.execute("PRAGMA query_only=ON")
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise UserError(f"{self._file}: {_plain(error)}; restore the folder from a backup") from error
+            raise UserError(f"{self._file}: {_plain(error)}; {_RESTORE}") from error
         return connection
 
 
 def read_folder_meta(path: Path) -> dict[str, Any]:
-    """The folder's meta.json; UserError saying what the path is instead, if it is something else."""
+    """The folder's meta.json; UserError saying what the path is instead if it is no folder."""
     if not path.exists():
         raise UserError(f"{path}: does not exist; give the Qdrant folder with --qdrant-path")
     if not path.is_dir():
@@ -273,7 +294,7 @@ def read_folder_meta(path: Path) -> dict[str, Any]:
         if not isinstance(meta, dict) or not isinstance(meta.get("collections"), dict):
             raise ValueError("no list of collections")
     except (ValueError, OSError) as error:
-        raise UserError(f"{meta_file}: damaged ({error}); restore the folder from a backup") from error
+        raise UserError(f"{meta_file}: damaged ({error}); {_RESTORE}") from error
     return meta
 
 
@@ -300,7 +321,9 @@ def choose_collection(
     if wanted is None:
         if len(names) == 1:
             return names[0]
-        raise UserError(f"{where}: has {len(names)} collections ({listed}); choose one with --collection")
+        raise UserError(
+            f"{where}: has {len(names)} collections ({listed}); choose one with --collection"
+        )
     name = (aliases or {}).get(wanted, wanted)
     if name not in names:
         raise UserError(f"{where}: no collection {wanted!r}; it has: {listed}")

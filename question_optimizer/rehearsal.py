@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -23,16 +24,17 @@ from question_optimizer.records import QueryFormat, QueryType
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STOPWORDS = frozenset(
-    "a about above after again all also am an and any are as at be because been before being below "
-    "between both but by can cannot could did do does doing done down during each either every few "
-    "for from further had has have having he her here hers him his how however i if in into is it "
-    "its itself just like made make many may means might more most much must my name named no nor "
-    "not now of off on once one only or other our out over own same section set shall she should "
-    "since so some such text than that the their them then there these they this those through thus "
-    "to too two under until up upon use used user uses using very was we well were what when where "
-    "whether which while who whom why will with within without would you your document chunk passage "
-    "happen happens matter depend depends concern points main serve compared involved active failed "
-    "say says give given get new first second following example note see".split()
+    "a about above after again all also am an and any are as at be because been before being "
+    "below between both but by can cannot could did do does doing done down during each either "
+    "every few for from further had has have having he her here hers him his how however i if "
+    "in into is it its itself just like made make many may means might more most much must my "
+    "name named no nor not now of off on once one only or other our out over own same section "
+    "set shall she should since so some such text than that the their them then there these "
+    "they this those through thus to too two under until up upon use used user uses using very "
+    "was we well were what when where whether which while who whom why will with within without "
+    "would you your document chunk passage happen happens matter depend depends concern points "
+    "main serve compared involved active failed say says give given get new first second "
+    "following example note see ".split()
 )
 _SELF_REFERENCE = re.compile(
     r"\b(this|the|above|given|following) (section|text|document|passage|chunk|excerpt|page)\b", re.I
@@ -154,7 +156,7 @@ def _write_query(prompt: _Prompt, salt: str = "") -> str:
     kind = _as_member(QueryType, prompt.inputs.get("query_type"), "fact retrieval")
     form = _as_member(QueryFormat, prompt.inputs.get("query_format"), "formal question")
     skill = _skill(prompt)
-    terms = (_terms(chunk) + ["contents", "purpose", "limits", "scope"])[:6]
+    terms = [*_terms(chunk), "contents", "purpose", "limits", "scope"][:6]
     shift = int(_chance(chunk, "shift", salt) * 2)  # so that not every question opens alike
     picked = terms[shift : shift + 4]
     if _chance(chunk, "specific", salt) >= skill:
@@ -172,7 +174,7 @@ def _write_query(prompt: _Prompt, salt: str = "") -> str:
 def _skill(prompt: _Prompt) -> float:
     """In [0.3, 1]: what instructions ask for counts, what good demonstrations show counts more."""
     asked = prompt.instructions.lower()
-    cues = any(cue in asked for cue in ("self-contained", "stand alone", "on its own"))
+    cues = int(any(cue in asked for cue in ("self-contained", "stand alone", "on its own")))
     cues += any(cue in asked for cue in ("specific", "distinctive", "precise"))
     shown = [
         _criteria(demo.get("chunk_text", ""), "", demo["query"])
@@ -201,7 +203,9 @@ def _criteria(chunk: str, persona: str, question: str) -> dict[str, int]:
     }
 
 
-def _as_member(closed: type[QueryType] | type[QueryFormat], answer: str | None, default: str) -> str:
+def _as_member(
+    closed: type[QueryType] | type[QueryFormat], answer: str | None, default: str
+) -> str:
     try:
         return closed.read(answer or default)
     except ValueError:
@@ -263,10 +267,13 @@ _WRITERS: dict[str, Callable[[_Prompt], str]] = {
     "suggestions": _suggestions,
     "reason": _reason,
     "module_advice": lambda p: json.dumps(
-        {name: _better_instruction("") for name in re.findall(r"\w+", p.inputs.get("module_names", ""))}
+        {
+            name: _better_instruction("")
+            for name in re.findall(r"\w+", p.inputs.get("module_names", ""))
+        }
     ),
     **{
-        name: (lambda p, name=name: _judged(p, name))
+        name: partial(_judged, criterion=name)
         for name in ("answerable", "self_contained", "specific", "fits_persona", "well_formed")
     },
 }
@@ -287,7 +294,9 @@ def _value(field: _Field, prompt: _Prompt) -> str:
     if base in simple:
         return simple[base]
     terms = ", ".join(_terms(" ".join(prompt.inputs.values()))[:3]) or "the task"
-    return json.dumps([f"about {terms}"]) if base == "list" else f"A rehearsed answer about {terms}."
+    return (
+        json.dumps([f"about {terms}"]) if base == "list" else f"A rehearsed answer about {terms}."
+    )
 
 
 def answer(messages: Sequence[dict[str, Any]]) -> str:
@@ -331,7 +340,7 @@ class RehearsalTransport(httpx.AsyncBaseTransport):
 
 
 def completion(body: dict[str, Any], text: str) -> dict[str, Any]:
-    """The OpenAI chat-completion object for `text`; tokens are counted as a quarter of characters."""
+    """OpenAI's chat-completion object for `text`; tokens are a quarter of its characters."""
     asked = sum(len(str(message["content"])) for message in body["messages"]) // 4
     return {
         "id": "rehearsal-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12],

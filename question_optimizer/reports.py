@@ -1,4 +1,4 @@
-"""Reports for people, made from the files that phases wrote. Self-contained, no network, no script."""
+"""Reports for people, made from the files that phases wrote: self-contained, no script."""
 
 from __future__ import annotations
 

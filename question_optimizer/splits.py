@@ -77,7 +77,7 @@ def _improve(
 
 
 def _fill_empty_sides(sides: dict[str, Split], free: list[str], sizes: Mapping[str, int]) -> None:
-    """An empty side makes a phase impossible; give it the smallest free group of a side with two."""
+    """An empty side makes a phase impossible: give it the smallest free group to be spared."""
     for side in SHARES:
         if side in sides.values():
             continue

@@ -1,4 +1,4 @@
-"""Paired comparison of two arms on the same items: how large is the difference, and is it chance?"""
+"""Two arms on the same items: how large is the difference, and could it be chance?"""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ def compare_paired(a: Sequence[float], b: Sequence[float], *, seed: int) -> Pair
         signs = rng.choice((-1.0, 1.0), size=(_RESAMPLES, n))
         extreme = int((abs((signs * difference).mean(axis=1)) >= observed).sum())
         p = (extreme + 1) / (_RESAMPLES + 1)
-    figures = (float(difference.mean()), float(low), float(high), p)
-    return PairedComparison(n, *(round(figure, 6) for figure in figures), **counts)
+    mean = round(float(difference.mean()), 6)
+    return PairedComparison(
+        n, mean, round(float(low), 6), round(float(high), 6), round(p, 6), **counts
+    )
 
 
 def smallest_detectable(n: int, *, standard_deviation: float = 0.25) -> float:

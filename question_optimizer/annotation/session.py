@@ -6,8 +6,9 @@ earlier. Everything else (persona, suggestions, gold item, saving) is the same c
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,12 +74,13 @@ def annotate(
     decider: Decider,
     suggested_by: list[str],
     seed: int,
-    saved: Callable[[], None],
+    saved: Callable[[], object],
     lookahead: int = _LOOKAHEAD,
 ) -> int:
     """Offer each of `chunks` to the decider until it quits; returns how many were decided.
 
-    `suggested_by` names the models behind `suggester`. `saved` is called after each decision is on disk and before the next chunk shows.
+    `suggested_by` names the models behind `suggester`. `saved` is called after each
+    decision is on disk and before the next chunk shows.
     """
     expected = [chunk for chunk in chunks if decider.expects_gold(chunk)]
     groups = store.assign_splits(chunks, expected=expected, seed=seed)
@@ -112,7 +114,9 @@ def gold_item(offer: Offer, decision: Decision, active_seconds: float | None) ->
         return None
     if decision.action == "pick":
         if decision.pick is None or decision.pick > len(offer.suggestions):
-            raise UserError(f"{where}: picks suggestion {decision.pick} of {len(offer.suggestions)}")
+            raise UserError(
+                f"{where}: picks suggestion {decision.pick} of {len(offer.suggestions)}"
+            )
         question, origin = offer.suggestions[decision.pick - 1], "picked"
     else:
         question = " ".join(printable(decision.gold_question or "").split())
@@ -142,7 +146,7 @@ def _offers(
     decider: Decider,
     pool: ThreadPoolExecutor,
     lookahead: int,
-) -> Iterator[Offer]:
+) -> Generator[Offer]:
     """Offers in order, with the suggestions of the next few chunks already under way."""
     waiting: list[tuple[int, Chunk, Persona, Future[list[str]]]] = []
     personas = _personas(chunks, matcher, decider)
@@ -184,7 +188,8 @@ def _personas(
                 yield by_id[known]
             else:
                 raise UserError(
-                    f"decision on chunk {chunk.chunk_id}: no persona {known!r}; known: {', '.join(by_id)}"
+                    f"decision on chunk {chunk.chunk_id}: no persona {known!r}; "
+                    f"known: {', '.join(by_id)}"
                 )
 
 
@@ -238,14 +243,18 @@ class Person:
         count = len(offer.suggestions)
         choices = f"1-{count} pick · e edit · " if count else ""
         while True:
-            key, _, rest = self._ask(f"{choices}w write · s skip · ? help · q quit > ").partition(" ")
+            key, _, rest = self._ask(f"{choices}w write · s skip · ? help · q quit > ").partition(
+                " "
+            )
             if key.isdigit() and 1 <= int(key) <= count:
                 return Decision(chunk_id=chunk_id, action="pick", pick=int(key))
             if key == "e" and count:
                 which = int(rest) if rest.isdigit() and 1 <= int(rest) <= count else 1
                 text = self._ask("question: ", prefill=offer.suggestions[which - 1])
                 if text:
-                    return Decision(chunk_id=chunk_id, action="edit", pick=which, gold_question=text)
+                    return Decision(
+                        chunk_id=chunk_id, action="edit", pick=which, gold_question=text
+                    )
             elif key == "w":
                 text = rest or self._ask("question: ")
                 if text:
@@ -270,20 +279,11 @@ class Person:
     def _ask(self, prompt: str, prefill: str = "") -> str:
         """One line, its time counted as work unless it is a pause; `prefill` can be edited."""
         started = self._clock()
-        readline = None
-        if prefill:
+        with _prefilled(prefill, self._console):
             try:
-                import readline
-            except ImportError:
-                self._console.print(f"  {prefill}", markup=False)
-            else:
-                readline.set_startup_hook(lambda: readline.insert_text(prefill))
-        try:
-            return self._read_line(prompt).strip()
-        finally:
-            if readline is not None:
-                readline.set_startup_hook(None)
-            self._active += min(self._clock() - started, _IDLE_SECONDS)
+                return self._read_line(prompt).strip()
+            finally:
+                self._active += min(self._clock() - started, _IDLE_SECONDS)
 
     def _show(self, offer: Offer) -> None:
         chunk, console = offer.chunk, self._console
@@ -300,3 +300,20 @@ class Person:
             console.print(Text(f"no suggestions: {printable(offer.problem)}", style="yellow"))
         for number, suggestion in enumerate(offer.suggestions, 1):
             console.print(Text(f"  {number}  {suggestion}"))
+
+
+@contextlib.contextmanager
+def _prefilled(text: str, console: Console) -> Iterator[None]:
+    """Lines read inside start with `text`, ready to be edited, or else it is shown."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        if text:
+            console.print(f"  {text}", markup=False)
+        yield
+        return
+    readline.set_startup_hook((lambda: readline.insert_text(text)) if text else None)
+    try:
+        yield
+    finally:
+        readline.set_startup_hook(None)

@@ -45,7 +45,9 @@ class AnnotationStore:
                 self._connection.execute(_SCHEMA)
                 self._connection.execute(f"PRAGMA user_version={_VERSION}")
         except (sqlite3.DatabaseError, OSError) as error:
-            raise UserError(f"{path}: cannot be opened ({error}); restore it from a backup") from error
+            raise UserError(
+                f"{path}: cannot be opened ({error}); restore it from a backup"
+            ) from error
         self._decided: dict[str, dict[str, Any]] = {}  # chunk id -> its latest decision event
         self._sides: dict[str, Split] = {}
         self.split_unit = ""
@@ -146,7 +148,10 @@ class AnnotationStore:
                     "INSERT INTO events (at, kind, subject, data) VALUES (?, ?, ?, ?)", rows
                 )
         except sqlite3.OperationalError as error:
-            raise UserError(f"{self.path}: decision not saved ({error}); free the disk or close the other session") from error
+            raise UserError(
+                f"{self.path}: decision not saved ({error}); "
+                "free the disk or close the other session"
+            ) from error
         for kind, subject, data in events:
             self._apply(kind, subject, data)
 

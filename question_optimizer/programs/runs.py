@@ -78,20 +78,14 @@ class Arm(dspy.Module):
 
     def metric(self, gold: dspy.Example, prediction: dspy.Prediction) -> float:
         """Score for DSPy's own mean; what counts is the row it leaves in `rows`."""
-        judged = (
-            Unjudged(prediction.error)
-            if prediction.error
-            else self._llm_metric.judge(gold, prediction)
-        )
-        failed = isinstance(judged, Unjudged)
         usage = prediction.usage
-        self.rows[gold.chunk_id, gold.gold_question] = {
+        row: dict[str, Any] = {
             "item": files.digest([gold.chunk_id, gold.gold_question])[:16],
             "arm": self.name,
             "chunk_id": gold.chunk_id,
-            "score": None if failed else judged.value,
-            "criteria": {} if failed else judged.criteria,
-            "feedback": "" if failed else judged.feedback,
+            "score": None,
+            "criteria": {},
+            "feedback": "",
             "question": prediction.query,
             "query_type": prediction.get("query_type"),
             "query_format": prediction.get("query_format"),
@@ -100,9 +94,17 @@ class Arm(dspy.Module):
             "tokens": usage.input_tokens + usage.output_tokens,
             "latency_seconds": round(usage.seconds, 3),
             "cost": round(usage.cost, 8),
-            "error": judged.reason if failed else "",
+            "error": prediction.error,
         }
-        return 0.0 if failed else judged.value
+        self.rows[gold.chunk_id, gold.gold_question] = row
+        if prediction.error:
+            return 0.0
+        judged = self._llm_metric.judge(gold, prediction)
+        if isinstance(judged, Unjudged):
+            row["error"] = judged.reason
+            return 0.0
+        row |= {"score": judged.value, "criteria": judged.criteria, "feedback": judged.feedback}
+        return judged.value
 
 
 @contextlib.contextmanager
