@@ -50,6 +50,7 @@ class GenerationSummary:
     already_there: int = 0  # had a generated_query before
     resumed: int = 0  # made by an earlier, interrupted run
     without_text: int = 0
+    beyond_limit: int = 0
     generated: int = 0
     failed: int = 0
     written: int = 0
@@ -65,7 +66,8 @@ class GenerationSummary:
     @property
     def to_do(self) -> int:
         """Points that are, as far as is known by now, this run's to work on."""
-        return self.points - self.already_there - self.resumed - self.without_text
+        known = self.already_there + self.resumed + self.without_text + self.beyond_limit
+        return self.points - known
 
 
 @dataclass
@@ -87,6 +89,7 @@ class OptimizedQuestionGenerator:
                         original prompts
     concurrency         chunks in work at once; by default what the accounts allow
     overwrite           also chunks that have a `generated_query` already
+    limit               only the first so many that need a question, those of earlier runs included
 
     Reads no configuration of its own. Embedding, SQLite and Qdrant run off the event loop.
     """
@@ -340,7 +343,7 @@ class OptimizedQuestionGenerator:
         self, store: ChunkStore, ledger: Ledger, summary: GenerationSummary
     ) -> Iterator[list[Chunk]]:
         """Batches of chunks that still need a question, a bounded number in memory."""
-        from question_optimizer.chunk_store import chunk_of
+        from question_optimizer.chunk_store import QUERY_KEY, chunk_of
 
         ids = store.point_ids()
         summary.points = len(ids)
@@ -351,19 +354,22 @@ class OptimizedQuestionGenerator:
             if chunk is None:
                 summary.without_text += 1
                 continue
+            stored = payload.get(QUERY_KEY)
             made = ledger.query_of(point_id)
-            if made is not None:
-                summary.resumed += made != chunk.existing_query
-                summary.already_there += made == chunk.existing_query
-                if made != chunk.existing_query:  # not written yet, or lost with a restored folder
-                    ledger.mark_written([point_id], written=False)
-                continue
-            if chunk.existing_query and not self._overwrite:
+            if made is None and stored and not self._overwrite:
                 summary.already_there += 1
                 continue
             if self._limit is not None and taken >= self._limit:
+                summary.beyond_limit += 1
                 continue
             taken += 1
+            if made is not None and made == stored:
+                summary.already_there += 1
+                continue
+            if made is not None:  # not written yet, or lost with a restored folder
+                summary.resumed += 1
+                ledger.mark_written([point_id], written=False)
+                continue
             batch.append(chunk)
             if len(batch) == _BATCH:
                 yield batch
@@ -572,7 +578,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="also chunks that have a question already"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N chunks")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N chunks that need a question"
+    )
     parser.add_argument("--text-key", metavar="KEY", help="payload key of the text; dots descend")
     parser.add_argument(
         "--even-if-locked",
@@ -633,7 +641,7 @@ def pipeline_file(settings: Any, args: argparse.Namespace) -> Path:
 
 def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any]) -> int:
     """Count the chunks that would be worked on; nothing is called or written."""
-    from question_optimizer.chunk_store import chunk_of, open_store
+    from question_optimizer.chunk_store import QUERY_KEY, chunk_of, open_store
     from question_optimizer.cli import dry_run_line
 
     if not args.original:
@@ -649,7 +657,7 @@ def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any]) -> int
     try:
         for point_id, payload in store.payloads(store.point_ids()):
             chunk, _ = chunk_of(point_id, payload, args.text_key)
-            if chunk and (args.overwrite or not chunk.existing_query):
+            if chunk and (args.overwrite or not payload.get(QUERY_KEY)):
                 count += 1
                 characters += len(chunk.chunk_text)
     finally:
@@ -668,6 +676,7 @@ def tell(summary: GenerationSummary, output: Path) -> int:
         "had one already": summary.already_there,
         "made by an earlier run": summary.resumed,
         "without text": summary.without_text,
+        "left for later by --limit": summary.beyond_limit,
         "no longer in the collection": summary.missing,
         "failed": summary.failed,
     }

@@ -230,10 +230,18 @@ def chunk_of(
             file_name=_string(file_name),
             headings=[_string(h) or "" for h in headings] if isinstance(headings, list) else [],
             page_no=_first_page(metadata.get("doc_items")),
-            existing_query=_string(metadata.get(QUERY_KEY)),
+            existing_query=_former_query(metadata),
         ),
         key,
     )
+
+
+def _former_query(payload: Mapping[str, Any]) -> str | None:
+    """The old generator's question, which ours keeps beside its own when it replaces one."""
+    provenance = payload.get(PROVENANCE_KEY)
+    if isinstance(provenance, dict):
+        return _string(provenance.get("former_query"))
+    return _string(payload.get(QUERY_KEY))
 
 
 def extract_text(payload: Mapping[str, Any], text_key: str | None = None) -> tuple[str, str]:
@@ -320,9 +328,12 @@ def query_payload(
 
     LlamaIndex reads a node's metadata from `_node_content` alone; Qdrant filters on the payload
     alone: both get it, in one update. Inside the node the key is excluded from embedding and LLM
-    text, or the next re-embedding would put the question into its own chunk's vector.
+    text, or the next re-embedding would put the question into its own chunk's vector. The old
+    generator's question is kept in the provenance.
     """
-    update: dict[str, Any] = {QUERY_KEY: query, PROVENANCE_KEY: dict(provenance)}
+    former = _former_query(payload)
+    kept = {"former_query": former} if former else {}
+    update: dict[str, Any] = {QUERY_KEY: query, PROVENANCE_KEY: {**provenance, **kept}}
     content = payload.get("_node_content")
     if not isinstance(content, str):
         return update

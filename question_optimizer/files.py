@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,24 +31,40 @@ def write_atomic(path: Path, content: str | bytes) -> bool:
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
         return False
+    # The name tells whose it is, so that a killed process's leftover is recognised as one.
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); name another --data-dir"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        _remove_leftovers(path)
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would lock colleagues out
-        os.replace(name, path)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free the disk or change --data-dir"
+        ) from error
     except BaseException:
-        os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
     return True
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed processes left of an earlier attempt to write `path`."""
+    if os.name == "nt":  # where asking whether a process lives may end it
+        return
+    for leftover in path.parent.glob(f".{path.name}.*-*.tmp"):
+        pid = leftover.name.removeprefix(f".{path.name}.").split("-")[0]
+        try:
+            if pid.isdigit() and int(pid) != os.getpid():
+                os.kill(int(pid), 0)
+        except ProcessLookupError:
+            leftover.unlink(missing_ok=True)
+        except OSError:  # alive, but another user's
+            continue
 
 
 def write_json(path: Path, value: Any) -> bool:

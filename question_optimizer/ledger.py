@@ -7,13 +7,12 @@ are another run's and are left alone.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from question_optimizer.errors import UserError
 from question_optimizer.records import PointId
+from question_optimizer.sqlite_file import open_database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunks (
@@ -49,21 +48,7 @@ class Ledger:
     def __init__(self, path: Path, fingerprint: str):
         self.path = path
         self.fingerprint = fingerprint
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise UserError(f"{path}: version {version} is newer than this program; upgrade it")
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            with self._connection:
-                self._connection.execute(_SCHEMA)
-                self._connection.execute(f"PRAGMA user_version={_VERSION}")
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise UserError(
-                f"{path}: cannot be opened ({error}); restore it from a backup"
-            ) from error
+        self._connection = open_database(path, _SCHEMA, version=_VERSION)
 
     def close(self) -> None:
         self._connection.close()

@@ -1,4 +1,4 @@
-"""Fixtures: the real sample, scripts run as a person runs them, and real HTTP servers on loopback."""
+"""Fixtures: the real sample, scripts run as a person runs them, real servers on loopback."""
 
 from __future__ import annotations
 

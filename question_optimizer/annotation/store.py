@@ -18,6 +18,7 @@ from typing import Any
 from question_optimizer import splits
 from question_optimizer.errors import UserError
 from question_optimizer.records import Chunk, Decision, GoldItem, Split
+from question_optimizer.sqlite_file import open_database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -33,21 +34,7 @@ class AnnotationStore:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=30)
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise UserError(f"{path}: version {version} is newer than this program; upgrade it")
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            with self._connection:
-                self._connection.execute(_SCHEMA)
-                self._connection.execute(f"PRAGMA user_version={_VERSION}")
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise UserError(
-                f"{path}: cannot be opened ({error}); restore it from a backup"
-            ) from error
+        self._connection = open_database(path, _SCHEMA, version=_VERSION)
         self._decided: dict[str, dict[str, Any]] = {}  # chunk id -> its latest decision event
         self._sides: dict[str, Split] = {}
         self.split_unit = ""

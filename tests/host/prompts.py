@@ -1,0 +1,3 @@
+"""The host's own prompts."""
+
+GENERATE = "Write a question."
