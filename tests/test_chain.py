@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import ROOT, SAMPLE, LLMServer, Script, clean_environment, tree_digest
 
 # What may differ between two runs that did the same work: logs of calls, SQLite's own layout.

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, clean_environment
 
 PHASES = ("fetch_chunks", "annotate_chunks", "optimize_pipeline", "evaluate_pipeline")

@@ -4,11 +4,11 @@ import asyncio
 import json
 import os
 
-import config
 import prompts
 from llm_services import LLMClientConfig, LLMDispatcher
 from vector_store import client, store
 
+import config
 from optimized_question_generator import OptimizedQuestionGenerator, QuestionGenerator
 
 
