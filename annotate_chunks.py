@@ -100,8 +100,11 @@ def pending(
     ]
 
 
-def export(store: AnnotationStore, settings: Settings) -> int:
-    """Write the gold set and its meta from the log; returns the number of gold questions."""
+def export(store: AnnotationStore, settings: Settings) -> tuple[int, bool]:
+    """Write the gold set and its meta from the log.
+
+    Returns the number of gold questions and whether the rehearsal made suggestions for any.
+    """
     from question_optimizer import files
 
     gold = store.gold()
@@ -125,7 +128,7 @@ def export(store: AnnotationStore, settings: Settings) -> int:
         models=suggesters,
         rehearsal="rehearsal" in suggesters,
     )
-    return len(gold)
+    return len(gold), "rehearsal" in suggesters
 
 
 def work(
@@ -190,10 +193,11 @@ def main(argv: list[str] | None = None) -> int:
             if todo:
                 work(settings, args, accounts, store, todo, personas, decisions)
         finally:
-            count = export(store, settings)
+            count, rehearsal = export(store, settings)
         left = len(pending(chunks, store, None))
+    by = " (suggestions by the rehearsal)" if rehearsal else ""
     note = f", {left} chunks of the sample still open" if decisions is None and left else ""
-    print(f"{count} gold questions{note} -> {settings.data_dir / OUTPUT}")
+    print(f"{count} gold questions{by}{note} -> {settings.data_dir / OUTPUT}")
     return 0
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,22 +51,23 @@ def evaluate(models: LanguageModels, items: list[GoldItem], pipeline: Path) -> l
 
     from dspy_pipeline import SyntheticQuestionPipeline, load_pipeline
     from question_optimizer.programs.judge import LLMMetric, QuestionJudge
-    from question_optimizer.programs.runs import Arm, examples_of, quiet_dspy, threads_for
+    from question_optimizer.programs.runs import Arm, examples_of, run_quietly, threads_for
 
     progress = Progress("judged", len(ARMS) * len(items), spend=lambda: models.dispatcher.spend)
     llm_metric = LLMMetric(QuestionJudge(), models.lm("judge"), judged=progress.advance)
     programs = {"original": SyntheticQuestionPipeline(), "optimised": load_pipeline(pipeline)}
     examples = examples_of(items)
     rows = []
-    with dspy.context(lm=models.lm("student")), progress, quiet_dspy():
+    with dspy.context(lm=models.lm("student")), progress:
         for name, program in programs.items():
             arm = Arm(name, program, llm_metric)
-            dspy.Evaluate(
+            evaluator = dspy.Evaluate(
                 devset=examples,
                 metric=arm.metric,
                 num_threads=threads_for(models.dispatcher),
                 max_errors=len(examples) + 1,
-            )(arm)
+            )
+            run_quietly(partial(evaluator, arm))
             rows += [arm.rows[example.chunk_id, example.gold_question] for example in examples]
     order = {example.chunk_id: number for number, example in enumerate(examples)}
     return sorted(rows, key=lambda row: (order[row["chunk_id"]], ARMS.index(row["arm"])))

@@ -94,7 +94,7 @@ def compile_pipeline(
 
     from dspy_pipeline import SyntheticQuestionPipeline
     from question_optimizer.programs.judge import LLMMetric, QuestionJudge
-    from question_optimizer.programs.runs import quiet_dspy, threads_for
+    from question_optimizer.programs.runs import run_quietly, threads_for
 
     most = call_counts(len(train), len(dev), used)["judge"]
     progress = Progress("judged", most, spend=lambda: models.dispatcher.spend)
@@ -103,7 +103,8 @@ def compile_pipeline(
     )
     shuffled = list(train)
     random.Random(used["seed"]).shuffle(shuffled)
-    with dspy.context(lm=models.lm("student")), progress, quiet_dspy():
+
+    def search() -> dspy.Module:
         optimizer = dspy.BootstrapFewShotWithRandomSearch(
             metric=llm_metric,
             teacher_settings={"lm": models.lm("teacher")},
@@ -114,7 +115,10 @@ def compile_pipeline(
             num_threads=threads_for(models.dispatcher),
             max_errors=10 * (len(train) + len(dev)),
         )
-        compiled = optimizer.compile(SyntheticQuestionPipeline(), trainset=shuffled, valset=dev)
+        return optimizer.compile(SyntheticQuestionPipeline(), trainset=shuffled, valset=dev)
+
+    with dspy.context(lm=models.lm("student")), progress:
+        compiled = run_quietly(search)
     best, candidates = choose(compiled.candidate_programs, llm_metric)
     return best, candidates, llm_metric
 

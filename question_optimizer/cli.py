@@ -112,6 +112,7 @@ def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
     """First Ctrl-C (or TERM): no new call starts, what is in flight may end, at most 10 s. Second:
     leave at once. Yields the event that the first one sets."""
     asked = threading.Event()
+    stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
 
     def leave(*_: object) -> None:
         os._exit(INTERRUPTED)
@@ -120,7 +121,7 @@ def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
         if asked.is_set():
             leave()
         asked.set()
-        print("\nfinishing what is in flight; press Ctrl-C again to leave at once", file=sys.stderr)
+        print("\nfinishing what is in flight; press Ctrl-C again to leave at once", file=stream)
         dispatcher.stop(StopRun("interrupted; everything so far is saved", exit_code=INTERRUPTED))
         timer = threading.Timer(_GRACE_SECONDS, leave)
         timer.daemon = True

@@ -40,6 +40,7 @@ _MAX_ATTEMPTS = 5  # of one item, by faults that are not rate limits
 _REST_AFTER_FAILURES = 3
 _REST_SECONDS = (1.0, 60.0)  # first and longest rest of an account that keeps failing
 _FLUSH_SECONDS = 1.0
+_GRACE_SECONDS = 10.0  # for calls in flight when a run ends
 _EPSILON = 1e-9
 
 
@@ -288,6 +289,7 @@ class LLMDispatcher:
         self._home: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._closed = False
 
     # ------------------------------------------------------------------ interface of the host
 
@@ -440,16 +442,32 @@ class LLMDispatcher:
             self._home.call_soon_threadsafe(self._serve)
 
     def close(self) -> None:
-        """Write what is still to be counted, close connections, end the background loop."""
+        """Let calls in flight end (at most 10 s), cancel the rest, close connections, write counts.
+
+        No call starts any more; a thread that still asks for one gets StopRun.
+        """
+        self._stop = self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
+        self._closed = True
         thread, home = self._thread, self._home
         if thread is not None and home is not None and not home.is_closed():
-            with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self.aclose(), home).result(timeout=5)
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._wind_up(), home).result(
+                    timeout=2 * _GRACE_SECONDS
+                )
             home.call_soon_threadsafe(home.stop)
-            thread.join(timeout=5)
-            self._thread = None
-            self._home = None
+            thread.join(timeout=_GRACE_SECONDS)
         self._daily.flush()
+
+    async def _wind_up(self) -> None:
+        """On the background loop: nobody may be left waiting for an answer that cannot come."""
+        self._serve()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=_GRACE_SECONDS)
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.aclose()
 
     def __enter__(self) -> LLMDispatcher:
         return self
@@ -525,6 +543,9 @@ class LLMDispatcher:
         """Start a coroutine on the home loop, in a thread of our own if nobody else runs it."""
         with self._starting:
             home = self._home
+            if self._closed and (home is None or home.is_closed()):
+                coroutine.close()
+                raise self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
             if home is None or home.is_closed():
                 home = asyncio.new_event_loop()
                 self._move_in(home)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
@@ -17,6 +19,7 @@ from question_optimizer.programs.judge import LLMMetric, Unjudged
 from question_optimizer.records import GoldItem
 from question_optimizer.usage import metered
 
+T = TypeVar("T")
 _MOST_THREADS = 64
 _CALLS_PER_ITEM = 3  # analyse, write, judge
 
@@ -107,13 +110,18 @@ class Arm(dspy.Module):
         return judged.value
 
 
-@contextlib.contextmanager
-def quiet_dspy() -> Iterator[None]:
-    """Swallow DSPy's prints, log lines and progress bars, a hundred lines a run.
+def run_quietly(work: Callable[[], T]) -> T:
+    """Run DSPy's blocking work in a thread of its own, and return or raise what it does.
 
-    They would land on stdout, which is for results, and break into our progress line. What fails
-    is recorded where it fails, and exceptions pass.
+    Outside the main thread DSPy leaves Ctrl-C to us. Its prints, log lines and progress bars, a
+    hundred lines a run, are swallowed: they would land on stdout, which is for results, and break
+    into our progress line. What fails is recorded where it fails, and exceptions pass.
     """
     sink = io.StringIO()
-    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        yield
+    context = contextvars.copy_context()  # dspy.context(...) around the call holds inside it
+    with (
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+        ThreadPoolExecutor(1, thread_name_prefix="dspy") as pool,
+    ):
+        return pool.submit(context.run, work).result()
