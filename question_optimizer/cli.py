@@ -230,7 +230,9 @@ def dry_run_line(
     days = 0 if None in daily else total / max(1, sum(d or 0 for d in daily))
     by_role = ", ".join(f"{count} {role}" for role, count in calls.items() if count)
     price = "price unknown" if unpriced else f"cost {low:.4f} to {high:.4f}"
-    took = f"at least {_duration(minutes * 60)} at the present limits"
+    took = "no limit per minute is configured"
+    if minutes:
+        took = f"at least {_duration(minutes * 60)} at the present limits"
     if days > 1:
         took = f"at least {days:.1f} days at the present daily limits"
     tokens = total * (prompt_tokens + answer_tokens)
