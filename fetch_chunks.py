@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.sample_size} were asked for",
             file=sys.stderr,
         )
-    print(f"{len(drawn.chunks)} chunks -> {output}")
+    note = " (for a rehearsal; the chunks are real)" if settings.rehearsal else ""
+    print(f"{len(drawn.chunks)} chunks{note} -> {output}")
     return 0
 
 

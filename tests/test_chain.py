@@ -86,7 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name, args in phases(data, qdrant, "--rehearsal").items():
         done = run_phase(name, args, root)
         assert done.returncode == 0, f"{name}: {done.stderr}"
-        assert "rehearsal" in done.stdout.splitlines()[-1] or name == "fetch_chunks.py"
+        assert "rehearsal" in done.stdout.splitlines()[-1], name
     return data, qdrant
 
 

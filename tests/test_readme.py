@@ -85,8 +85,14 @@ def test_every_command_of_the_step_by_step_part_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout
-    assert "200 chunks -> data/tryout-files/raw_chunks.jsonl" in said
-    assert "73 gold questions (suggestions by the rehearsal) -> data/tryout-files/gold_dataset.json" in said
+    assert (
+        "200 chunks (for a rehearsal; the chunks are real) -> data/tryout-files/raw_chunks.jsonl"
+        in said
+    )
+    assert (
+        "73 gold questions (suggestions by the rehearsal) -> data/tryout-files/gold_dataset.json"
+        in said
+    )
     assert "20 questions generated (rehearsal), 20 written back" in said
 
 
