@@ -34,13 +34,20 @@ OUTPUT = "gold_dataset.json"
 LOG = "annotations.sqlite"
 
 
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__, calls_llm=True)
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="take the decisions from a JSONL file"
     )
     parser.add_argument(
-        "--show", type=int, metavar="N", help="print N random gold entries, and exit"
+        "--show", type=_not_negative, metavar="N", help="print N random gold entries, and exit"
     )
     parser.add_argument("--plain", action="store_true", help="line mode (the only one as yet)")
     return parser.parse_args(argv)
@@ -48,17 +55,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def show(settings: Settings, count: int) -> int:
     """Print `count` random entries of the gold set, the same ones for the same seed."""
-    from question_optimizer import files
+    from question_optimizer.gold import read_gold
     from question_optimizer.hostile_text import printable
-    from question_optimizer.records import GoldItem
 
     path = settings.data_dir / OUTPUT
-    rows = files.read_json(path, made_by="annotate_chunks.py")
-    where = f"{path}: entry"
-    gold = [
-        files.parsed(GoldItem, row, where=f"{where} {n}", fix="rerun annotate_chunks.py")
-        for n, row in enumerate(rows, 1)
-    ]
+    gold = read_gold(path).items
     for item in random.Random(settings.seed).sample(gold, min(count, len(gold))):
         print(f"— {item.chunk_id} · {item.persona_id} · {item.origin} · {item.split}")
         print(printable(item.chunk_text))
@@ -72,11 +73,8 @@ def read_decisions(path: Path) -> dict[str, Decision]:
     from question_optimizer import files
     from question_optimizer.records import Decision
 
-    made_by = "an editor to write it"
-    return {
-        str(decision.chunk_id): decision
-        for decision in files.read_records(path, Decision, made_by=made_by)
-    }
+    decisions = files.read_records(path, Decision, made_by=None)
+    return {str(decision.chunk_id): decision for decision in decisions}
 
 
 def pending(
@@ -139,6 +137,7 @@ def work(
     chunks: list[Chunk],
     personas: list[Persona],
     decisions: dict[str, Decision] | None,
+    sample: list[Chunk],
 ) -> None:
     """The session over `chunks`, or the replay of `decisions` on them."""
     from rich.console import Console
@@ -162,6 +161,7 @@ def work(
                 decider=Person(Console()) if decisions is None else Replay(decisions),
                 suggested_by=models.dispatcher.models("teacher"),
                 seed=settings.seed,
+                sample=sample,
                 saved=lambda: export(store, settings),
             )
 
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         todo = pending(chunks, store, decisions)
         try:
             if todo:
-                work(settings, args, accounts, store, todo, personas, decisions)
+                work(settings, args, accounts, store, todo, personas, decisions, chunks)
         finally:
             count, rehearsal = export(store, settings)
         left = len(pending(chunks, store, None))

@@ -57,7 +57,7 @@ class Settings(BaseModel):
     personas_file: Path
     providers_file: Path
     embedding_model: str
-    seed: int
+    seed: int = Field(ge=0)
     rehearsal: bool
     environ: dict[str, str] = Field(default={}, repr=False, exclude=True)
 
@@ -129,7 +129,11 @@ def _read_dotenv(path: Path) -> dict[str, str]:
         return {}
     from dotenv import dotenv_values
 
-    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+    try:
+        found = dotenv_values(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _print_config(settings: Settings, chosen: Mapping[str, Origin]) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from question_optimizer import files
-from question_optimizer.errors import FAILED_ITEMS, StopRun, UserError
+from question_optimizer.errors import FAILED_ITEMS, StopRun, UserError, reason_of
 
 if TYPE_CHECKING:
     from question_optimizer.chunk_store import ChunkStore
@@ -326,7 +326,7 @@ class OptimizedQuestionGenerator:
             except AdapterParseError:
                 reason = "the model's answer could not be read"
             except Exception as error:  # this chunk's failure is data; what stops runs is StopRun
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                reason = reason_of(error)
         return Result(
             chunk_id=job.chunk.chunk_id,
             **made,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from question_optimizer.errors import UserError
+from question_optimizer.errors import UserError, reason_of
 from question_optimizer.hostile_text import storable
 from question_optimizer.qdrant_folder import (
     QdrantFolder,
@@ -78,7 +78,7 @@ class ClientStore:
         except Exception:
             self.close()
             raise UserError(
-                f"{self._where}: no answer from Qdrant ({_first_line(error)}); is it running there?"
+                f"{self._where}: no answer from Qdrant ({reason_of(error)}); is it running there?"
             ) from error
 
     def point_ids(self) -> list[PointId]:
@@ -382,7 +382,3 @@ def write_queries(
             client.set_payload(collection, update, points=[point_id])
             changed += 1
     return Written(changed, unchanged, missing)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer import files
-from question_optimizer.errors import UserError
+from question_optimizer.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ class Embedder:
         file = self._cache_dir / f"embeddings-{key[:32]}.npy"
         try:
             return np.load(file, allow_pickle=False)
-        except (OSError, ValueError):  # not there, or torn by a crash: make it again
+        except (OSError, ValueError, EOFError):  # not there, or torn by a crash: make it again
             vectors = self.embed(texts)
         import io
 
@@ -72,8 +72,7 @@ class Embedder:
                 self._loaded = SentenceTransformer(folder, device="cpu")
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"embedding model {self.model!r}: cannot be loaded "
-                    f"({str(error).splitlines()[0][:120]}); "
+                    f"embedding model {self.model!r}: cannot be loaded ({reason_of(error)}); "
                     "give a model folder with --embedding-model"
                 ) from error
         return self._loaded

@@ -27,6 +27,12 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+def reason_of(error: BaseException) -> str:
+    """An exception in one short line, for a failed item's row: its type, and what it says first."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 class StopRun(BaseException):
     """The run as a whole cannot go on: quota spent, budget reached, no account left, interrupted.
 

@@ -7,6 +7,7 @@ depends on the clock: the same inputs give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,14 +43,19 @@ def write_atomic(path: Path, content: str | bytes) -> bool:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        _discard(part)
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free the disk or change --data-dir"
         ) from error
     except BaseException:
-        part.unlink(missing_ok=True)
+        _discard(part)
         raise
     return True
+
+
+def _discard(part: Path) -> None:
+    with contextlib.suppress(OSError):
+        part.unlink()
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -77,14 +83,17 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> bool:
     return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_json(path: Path, *, made_by: str) -> Any:
-    """The parsed file; UserError naming the phase to run if it is missing or damaged."""
+def read_json(path: Path, *, made_by: str | None) -> Any:
+    """The parsed file; UserError naming the phase to run if it is missing or damaged.
+
+    `made_by` is the script that makes the file, None for one that a person writes.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: does not exist; run {made_by} first") from None
+        raise UserError(f"{path}: does not exist; {_remedy(made_by, missing=True)}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); rerun {made_by}") from error
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); {_remedy(made_by)}") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: not JSON ({error.msg}); rerun {made_by}"
@@ -93,7 +102,7 @@ def read_json(path: Path, *, made_by: str) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_jsonl(path: Path, *, made_by: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path, *, made_by: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) for each line that is not blank; UserError naming the bad line."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -107,20 +116,20 @@ def read_jsonl(path: Path, *, made_by: str) -> Iterator[tuple[int, dict[str, Any
                         f"{path}:{number}: not JSON ({error.msg}); rerun {made_by}"
                     ) from error
                 if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: not an object; rerun {made_by}")
+                    raise UserError(f"{path}:{number}: not an object; {_remedy(made_by)}")
                 yield number, row
     except FileNotFoundError:
-        raise UserError(f"{path}: does not exist; run {made_by} first") from None
+        raise UserError(f"{path}: does not exist; {_remedy(made_by, missing=True)}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); rerun {made_by}") from error
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); {_remedy(made_by)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_records(path: Path, record: type[Record], *, made_by: str) -> list[Record]:
+def read_records(path: Path, record: type[Record], *, made_by: str | None) -> list[Record]:
     """All lines of a JSONL file as `record`s; UserError naming the first bad line and field."""
     return [
-        parsed(record, row, where=f"{path}:{number}", fix=f"rerun {made_by}")
+        parsed(record, row, where=f"{path}:{number}", fix=_remedy(made_by))
         for number, row in read_jsonl(path, made_by=made_by)
     ]
 
@@ -134,6 +143,12 @@ def parsed(record: type[Record], row: Any, *, where: str, fix: str) -> Record:
         field = ".".join(str(part) for part in first["loc"]) or "record"
         what = f"no {field}" if first["type"] == "missing" else f"{field}: {first['msg']}"
         raise UserError(f"{where}: {what}; {fix}") from error
+
+
+def _remedy(made_by: str | None, *, missing: bool = False) -> str:
+    if made_by is None:
+        return "name one that does" if missing else "correct the file"
+    return f"run {made_by} first" if missing else f"rerun {made_by}"
 
 
 def sha256(path: Path) -> str:
@@ -179,10 +194,10 @@ def read_meta(path: Path, *, made_by: str) -> dict[str, Any]:
     """The meta of `path`; UserError if it is missing (unfinished) or newer than this program."""
     place = meta_path(path)
     if path.exists() and not place.exists():
-        raise UserError(f"{path}: unfinished, {place.name} is missing; rerun {made_by}")
+        raise UserError(f"{path}: unfinished, {place.name} is missing; {_remedy(made_by)}")
     meta = read_json(place, made_by=made_by)
     if not isinstance(meta, dict) or not isinstance(meta.get("schema_version"), int):
-        raise UserError(f"{place}: no schema_version; rerun {made_by}")
+        raise UserError(f"{place}: no schema_version; {_remedy(made_by)}")
     if meta["schema_version"] > SCHEMA_VERSION:
         raise UserError(
             f"{place}: schema version {meta['schema_version']} is newer than the {SCHEMA_VERSION} "
@@ -200,7 +215,8 @@ def is_finished(path: Path, *, settings: dict[str, Any], inputs: dict[str, Any])
     except UserError:
         return False
     made_from = {"settings": meta.get("settings"), "inputs": meta.get("inputs")}
-    untouched = meta.get("output", {}).get("sha256") == sha256(path)
+    output = meta.get("output")
+    untouched = isinstance(output, dict) and output.get("sha256") == sha256(path)
     return untouched and digest(made_from) == digest({"settings": settings, "inputs": inputs})
 
 

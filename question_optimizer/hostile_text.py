@@ -13,7 +13,9 @@ import re
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_FIELD_MARKER = re.compile(r"\[\[(?=\s*##)")
+_FIELD_MARKER = re.compile(
+    r"\[(?=[\u200b-\u200f\u2060-\u2064\ufeff\u00ad]*\[[\s\u200b-\u200f\u2060-\u2064\ufeff\u00ad]*##)"
+)
 
 
 def storable(text: str) -> str:
@@ -28,4 +30,4 @@ def printable(text: str) -> str:
 
 def promptable(text: str) -> str:
     """`text` as a prompt may carry it: printable, and unable to open a field of its own."""
-    return _FIELD_MARKER.sub("[ [", printable(text))
+    return _FIELD_MARKER.sub("[ ", printable(text))

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def load_personas(path: Path) -> list[Persona]:
     """The personas of a JSON list, in file order; UserError on a bad entry or a repeated id."""
-    rows = files.read_json(path, made_by="an editor to write it")
+    rows = files.read_json(path, made_by=None)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: must be a list with at least one persona (id, name, description)")
     personas = [
-        files.parsed(Persona, row, where=f"{path}: persona {number}", fix="edit the file")
+        files.parsed(Persona, row, where=f"{path}: persona {number}", fix="correct the file")
         for number, row in enumerate(rows, 1)
     ]
     seen: set[str] = set()
     for persona in personas:
         if persona.id in seen:
-            raise UserError(f"{path}: persona id {persona.id!r} occurs twice; edit the file")
+            raise UserError(f"{path}: persona id {persona.id!r} occurs twice; correct the file")
         seen.add(persona.id)
     return personas
 

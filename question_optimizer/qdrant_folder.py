@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from question_optimizer.errors import TRY_LATER, UserError
+from question_optimizer.errors import TRY_LATER, UserError, reason_of
 from question_optimizer.records import PointId
 
 _BATCH = 200
@@ -201,7 +201,7 @@ class QdrantFolder:
         try:
             return self._connection.execute(sql, values or []).fetchall()
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{self._file}: {_plain(error)}; {_RESTORE}") from error
+            raise UserError(f"{self._file}: {reason_of(error)}; {_RESTORE}") from error
 
     def _open(self) -> sqlite3.Connection:
         self._check_file()
@@ -216,10 +216,10 @@ class QdrantFolder:
             connection.close()
             if "readonly" in str(error):
                 return self._open_private_copy()
-            raise UserError(f"{self._file}: {_plain(error)}; not a Qdrant collection") from error
+            raise UserError(f"{self._file}: {reason_of(error)}; not a Qdrant collection") from error
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise UserError(f"{self._file}: {_plain(error)}; {_RESTORE}") from error
+            raise UserError(f"{self._file}: {reason_of(error)}; {_RESTORE}") from error
         columns = [row[1] for row in connection.execute("PRAGMA table_info(points)")]
         if columns[:2] != ["id", "point"]:
             connection.close()
@@ -259,7 +259,7 @@ class QdrantFolder:
             )
             connection.execute("PRAGMA query_only=ON")
         except sqlite3.OperationalError as error:
-            raise UserError(f"{file}: {_plain(error)}; check its permissions") from error
+            raise UserError(f"{file}: {reason_of(error)}; check its permissions") from error
         return connection
 
     def _open_private_copy(self) -> sqlite3.Connection:
@@ -276,7 +276,7 @@ class QdrantFolder:
             connection.execute("PRAGMA query_only=ON")
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise UserError(f"{self._file}: {_plain(error)}; {_RESTORE}") from error
+            raise UserError(f"{self._file}: {reason_of(error)}; {_RESTORE}") from error
         return connection
 
 
@@ -394,7 +394,3 @@ def _process_name(pid: int) -> str:
     command = " ".join(part.decode(errors="replace") for part in arguments if part)
     command = "".join(char for char in command if char.isprintable())
     return f"process {pid} ({command[:60]})" if command else f"process {pid}"
-
-
-def _plain(error: sqlite3.Error) -> str:
-    return str(error).splitlines()[0]

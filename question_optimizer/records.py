@@ -141,13 +141,18 @@ class Decision(BaseModel):
     reason: str | None = None
     at: str | None = None
 
+    @field_validator("gold_question", "reason")
+    @classmethod
+    def _fit_for_utf8(cls, value: str | None) -> str | None:
+        return value and re.sub("[\ud800-\udfff]", "\ufffd", value)
+
 
 class GoldItem(BaseModel):
     """One entry of the gold set. Any tool may rely on the first three keys."""
 
     model_config = ConfigDict(extra="allow")
 
-    chunk_text: str
+    chunk_text: str = Field(min_length=1)
     persona_description: str
     gold_question: str = Field(min_length=1)
     chunk_id: PointId

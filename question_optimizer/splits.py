@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import product
 
 from question_optimizer.records import Chunk, Split
 
 SHARES: dict[Split, float] = {"train": 0.3, "dev": 0.3, "test": 0.4}
+_ENUMERATED = 7  # groups whose 3^7 placements are all tried
 MIN_GROUPS = 3  # fewer documents than this cannot fill three sides
 
 
@@ -23,7 +25,8 @@ def assign(
 
     `sizes` counts items per group. Groups in `kept` stay where they are; the others are placed
     largest first on the side that lacks most, then improved by single moves and swaps until no one
-    of them lowers the squared distance to the targets. Ties are broken by `seed`.
+    of them lowers the squared distance to the targets; up to 7 are placed as well as can be. Ties
+    are broken by `seed`.
     """
     kept = dict(kept or {})
     sides: dict[str, Split] = {group: side for group, side in kept.items() if group in sizes}
@@ -38,9 +41,30 @@ def assign(
         side = max(lack, key=lambda side: lack[side])
         sides[group] = side
         lack[side] -= sizes[group]
-    _improve(sides, free[:200], sizes, lack)
+    if len(free) <= _ENUMERATED:
+        _place_best(sides, free, sizes, lack)
+    else:
+        _improve(sides, free[:200], sizes, lack)
     _fill_empty_sides(sides, free, sizes)
     return kept | sides
+
+
+def _place_best(
+    sides: dict[str, Split], free: list[str], sizes: Mapping[str, int], lack: dict[Split, float]
+) -> None:
+    """The best of all placements, for a few groups: most sides filled, then least sum(lack²)."""
+    for group in free:
+        lack[sides[group]] += sizes[group]
+    held = {side for group, side in sides.items() if group not in free}
+
+    def rank(chosen: tuple[Split, ...]) -> tuple[int, float]:
+        after = dict(lack)
+        for group, side in zip(free, chosen, strict=True):
+            after[side] -= sizes[group]
+        return -len(held | {*chosen}), round(sum(v * v for v in after.values()), 6)
+
+    best = min(product(SHARES, repeat=len(free)), key=rank)
+    sides.update(zip(free, best, strict=True))
 
 
 def _improve(

@@ -74,16 +74,20 @@ def annotate(
     decider: Decider,
     suggested_by: list[str],
     seed: int,
+    sample: Sequence[Chunk] = (),
     saved: Callable[[], object],
     lookahead: int = _LOOKAHEAD,
 ) -> int:
     """Offer each of `chunks` to the decider until it quits; returns how many were decided.
 
+    `sample` is what `chunks` are the open part of (by default all of it): whether items are split
+    by document or by section depends on the whole.
+
     `suggested_by` names the models behind `suggester`. `saved` is called after each
     decision is on disk and before the next chunk shows.
     """
     expected = [chunk for chunk in chunks if decider.expects_gold(chunk)]
-    groups = store.assign_splits(chunks, expected=expected, seed=seed)
+    groups = store.assign_splits(chunks, expected=expected, sample=sample or chunks, seed=seed)
     decided = 0
     with ThreadPoolExecutor(max_workers=lookahead) as pool:
         offers = _offers(chunks, matcher, suggester, decider, pool, lookahead)
@@ -155,7 +159,8 @@ def _offers(
         while True:
             while len(waiting) <= lookahead and (pair := next(numbered, None)):
                 persona = next(personas)
-                waiting.append((*pair, persona, pool.submit(suggester, pair[1], persona)))
+                wanted = suggester if decider.expects_gold(pair[1]) else _no_suggestions
+                waiting.append((*pair, persona, pool.submit(wanted, pair[1], persona)))
             if not waiting:
                 return
             number, chunk, persona, future = waiting.pop(0)
@@ -169,6 +174,11 @@ def _offers(
     finally:
         for *_, future in waiting:
             future.cancel()
+
+
+def _no_suggestions(chunk: Chunk, persona: Persona) -> list[str]:
+    """For a chunk that is known to be skipped: no call is paid for."""
+    return []
 
 
 def _personas(
@@ -235,6 +245,7 @@ class Person:
         try:
             decision = self._ask_until_decided(offer)
         except EOFError:
+            self._console.print()
             decision = None
         return None if decision is None else (decision, round(self._active, 1))
 
@@ -246,10 +257,13 @@ class Person:
             key, _, rest = self._ask(f"{choices}w write · s skip · ? help · q quit > ").partition(
                 " "
             )
-            if key.isdigit() and 1 <= int(key) <= count:
+            if key.isdecimal() and 1 <= int(key) <= count:
                 return Decision(chunk_id=chunk_id, action="pick", pick=int(key))
             if key == "e" and count:
-                which = int(rest) if rest.isdigit() and 1 <= int(rest) <= count else 1
+                which = int(rest or 1) if (rest or "1").isdecimal() else 0
+                if not 1 <= which <= count:
+                    self._console.print(f"  there is no suggestion {rest!r}", markup=False)
+                    continue
                 text = self._ask("question: ", prefill=offer.suggestions[which - 1])
                 if text:
                     return Decision(
@@ -272,7 +286,7 @@ class Person:
     def _skip_reason(self, given: str) -> str:
         listed = " ".join(f"{number} {reason}" for number, reason in enumerate(SKIP_REASONS, 1))
         answer = given or self._ask(f"why? {listed} > ")
-        if answer.isdigit() and 1 <= int(answer) <= len(SKIP_REASONS):
+        if answer.isdecimal() and 1 <= int(answer) <= len(SKIP_REASONS):
             return SKIP_REASONS[int(answer) - 1]
         return answer or SKIP_REASONS[-1]
 

@@ -90,16 +90,22 @@ class AnnotationStore:
     # ------------------------------------------------------------------ splits
 
     def assign_splits(
-        self, chunks: Iterable[Chunk], *, expected: Iterable[Chunk], seed: int
+        self,
+        chunks: Iterable[Chunk],
+        *,
+        expected: Iterable[Chunk],
+        sample: Iterable[Chunk],
+        seed: int,
     ) -> dict[str, str]:
         """Give every document of `chunks` that has none yet a side; returns {chunk id: group}.
 
         `expected` are those of `chunks` that are likely to yield a gold question: the shares are
-        to come out right for items, and there are none yet. The first call fixes the unit
-        (document, section or chunk) for good.
+        to come out right for items, and there are none yet. The unit (document, section or
+        chunk) is chosen by the whole `sample`, and fixed for good by the first call.
         """
         chunks = list(chunks)
-        groups, unit = splits.groups_of(chunks)
+        of_sample, unit = splits.groups_of(sample)
+        groups = {str(c.chunk_id): of_sample[str(c.chunk_id)] for c in chunks}
         if self.split_unit and unit != self.split_unit:
             groups, unit = self._regroup(chunks), self.split_unit
         sizes = Counter(dict.fromkeys(groups.values(), 0))

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from question_optimizer.errors import reason_of
 from question_optimizer.hostile_text import promptable
 
 Score1to5 = Literal[1, 2, 3, 4, 5]
@@ -133,9 +134,9 @@ class LLMMetric:
     ) -> float | bool | dspy.Prediction:
         judged = self.judge(gold, pred)
         if pred_name is not None:
-            feedback = judged.reason if isinstance(judged, Unjudged) else judged.feedback
-            value = float(judged) if isinstance(judged, Unjudged) else judged.value
-            return dspy.Prediction(score=value, feedback=feedback)
+            if isinstance(judged, Unjudged):
+                return dspy.Prediction(score=judged, feedback=judged.reason)
+            return dspy.Prediction(score=judged.value, feedback=judged.feedback)
         if isinstance(judged, Unjudged):
             return False if trace is not None else judged
         return self.passes(judged) if trace is not None else judged.value
@@ -170,7 +171,7 @@ class LLMMetric:
             except AdapterParseError:
                 problem = "the judge's answer could not be read"
             except Exception as error:  # whatever the call raised is this item's reason
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+                problem = reason_of(error)
         with self._lock:
             self.failures.append(problem)
         return Unjudged(problem)

@@ -14,6 +14,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from question_optimizer import files
 from question_optimizer.dispatcher import LLMDispatcher
+from question_optimizer.errors import reason_of
 from question_optimizer.hostile_text import promptable
 from question_optimizer.programs.judge import LLMMetric, Unjudged
 from question_optimizer.records import GoldItem
@@ -75,7 +76,7 @@ class Arm(dspy.Module):
             except AdapterParseError:
                 error = "the answer could not be read"
             except Exception as raised:  # this item's failure is data, not the run's end
-                error = f"{type(raised).__name__}: {str(raised).splitlines()[0][:160]}"
+                error = reason_of(raised)
         fields = {**prediction, "query": prediction.get("query")}
         return dspy.Prediction(**fields, usage=meter.total, error=error)
 
