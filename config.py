@@ -73,6 +73,9 @@ def load_settings(args: argparse.Namespace, environ: Mapping[str, str] | None = 
     environ = dict(os.environ if environ is None else environ)
     dotenv = _read_dotenv(Path(".env"))
     chosen = _chosen(args, environ, dotenv)
+    own = Path(str(chosen["data_dir"].value)) / "personas.json"
+    if chosen["personas_file"].source == "default" and own.is_file():
+        chosen["personas_file"] = Origin(own, "default, found in data_dir")
     try:
         settings = Settings.model_validate(
             {name: origin.value for name, origin in chosen.items()}

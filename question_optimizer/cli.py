@@ -24,7 +24,7 @@ SETTING_FLAGS = {
     "qdrant_url": "a Qdrant server instead; its key comes from QO_QDRANT_API_KEY",
     "collection": "which collection; may be left out where there is only one",
     "data_dir": "where files are read and written (default: data)",
-    "personas_file": "the personas (default: data/personas.json)",
+    "personas_file": "the personas (default: personas.json in the data dir, else the shipped one)",
     "providers_file": "the LLM accounts (default: llm_providers.toml)",
     "embedding_model": "a sentence-transformers model or folder (default: the carried MiniLM)",
     "seed": "of every random choice (default: 0)",

@@ -247,3 +247,14 @@ def test_without_an_account_and_without_rehearsal_the_way_out_is_named() -> None
     assert "--rehearsal" in said
     (stand_in,) = accounts_of(load("--rehearsal"))
     assert stand_in.kind == "rehearsal"
+
+
+def test_personas_in_the_data_dir_come_before_the_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    args = phase_parser("").parse_args(["--data-dir", "mine"])
+    assert load_settings(args, {}).personas_file == Path("data/personas.json")
+    (tmp_path / "mine" / "personas.json").write_text("[]")
+    assert load_settings(args, {}).personas_file == Path("mine/personas.json")
