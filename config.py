@@ -124,6 +124,9 @@ def _chosen(
         flag = getattr(args, name, None)
         if flag is not None:
             chosen[name] = Origin(flag, f"flag --{name.replace('_', '-')}")
+    for name, other in (("qdrant_path", "qdrant_url"), ("qdrant_url", "qdrant_path")):
+        if chosen[name].source.startswith("flag") and not chosen[other].source.startswith("flag"):
+            chosen[other] = Origin(None, f"overruled by {chosen[name].source}")
     return chosen
 
 

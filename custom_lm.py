@@ -20,11 +20,12 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before DSPy i
     phase_parser(__doc__, calls_llm=True, positional=("prompt", "what to ask")).parse_args()
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,9 @@ def _model_name(dispatcher: Any, role: Role | None) -> str:
         models = dispatcher.models(role)
     else:
         models = sorted({str(client.model) for client in getattr(dispatcher, "clients", [])})
-    # "+role" keeps DSPy from taking the name for one of OpenAI's reasoning models, whose
-    # temperatures it would refuse although other accounts may serve the call.
-    return f"dispatcher/{'+'.join(models) or 'models'}+{role or 'any'}"
+    # DSPy takes what follows the last slash for the model's family, and would refuse temperatures
+    # for OpenAI's reasoning models although other accounts may serve the call.
+    return f"dispatcher/{'+'.join(models) or 'models'}/as-{role or 'any'}"
 
 
 class _Core:
@@ -119,15 +120,23 @@ class _Core:
     def is_ours(self) -> bool:
         return isinstance(self.dispatcher, LLMDispatcher)
 
-    async def answer(self, request: lm15.Request) -> tuple[lm15.Response, CallUsage]:
-        """The response and what it took. Raises lm15 errors, which DSPy knows, or StopRun."""
-        chat = _chat_request(request)
+    @property
+    def secrets(self) -> list[str]:
+        """The keys that no error may quote."""
+        clients = getattr(self.dispatcher, "clients", None) or []
+        return [str(key) for client in clients if (key := getattr(client, "api_key", None))]
+
+    async def ask(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
+        """(answer, the account that gave it, seconds). Raises lm15 errors, or StopRun."""
         try:
-            answer, config, seconds = await (
-                self._ours(chat) if self.is_ours else self._foreign(chat)
-            )
+            return await (self._ours(chat) if self.is_ours else self._foreign(chat))
         except Exception as error:
-            raise _lm15_error(error) from error
+            # "from None": a traceback would show the SDK's own error, and what that quotes
+            raise _lm15_error(error, self.secrets) from None
+
+    async def answer(self, request: lm15.Request) -> tuple[lm15.Response, CallUsage]:
+        """The response as DSPy wants it, and what it took."""
+        answer, config, seconds = await self.ask(_chat_request(request))
         usage = CallUsage(
             account=config.name,
             model=answer.model,
@@ -185,23 +194,15 @@ class _Core:
                 return answer, client, time.perf_counter() - started
 
 
-class _entered:
+@contextlib.asynccontextmanager
+async def _entered(dispatcher: Any, client: Any) -> AsyncIterator[None]:
     """Holds a foreign client's semaphore, then its limiter, in the order its own callers do."""
-
-    def __init__(self, dispatcher: Any, client: Any):
-        semaphores = getattr(dispatcher, "client_semaphores", None) or {}
-        self._held = [semaphores.get(client.name), getattr(client, "limiter", None)]
-        self._entered: list[Any] = []
-
-    async def __aenter__(self) -> None:
-        for gate in self._held:
+    semaphores = getattr(dispatcher, "client_semaphores", None) or {}
+    async with contextlib.AsyncExitStack() as held:
+        for gate in (semaphores.get(client.name), getattr(client, "limiter", None)):
             if gate is not None:
-                await gate.__aenter__()
-                self._entered.append(gate)
-
-    async def __aexit__(self, *exc: Any) -> None:
-        for gate in reversed(self._entered):
-            await gate.__aexit__(*exc)
+                await held.enter_async_context(gate)
+        yield
 
 
 def _all_disabled(dispatcher: Any) -> bool:
@@ -215,11 +216,11 @@ def _all_disabled(dispatcher: Any) -> bool:
 
 
 class _CurrentCall:
-    """The call DSPy is making in this context: its key, and whether an engine was needed."""
+    """The call DSPy is making in this context: its key, and what engines took for it so far."""
 
     def __init__(self, key: str):
         self.key = key
-        self.answered = False
+        self.answered: CallUsage | None = None
 
 
 _current: ContextVar[_CurrentCall | None] = ContextVar("current_lm_call", default=None)
@@ -243,7 +244,9 @@ class _Engine:
         current = _current.get()
         key = current.key if current else _key_of_request(request)
         if current:
-            current.answered = True
+            # one call of DSPy's asks as often as it wants samples (n > 1)
+            call = call if current.answered is None else current.answered.plus(call)
+            current.answered = call
         if self._core.usage:
             self._core.usage.record(key, call)
         report(key, call, self._core.usage)
@@ -336,11 +339,11 @@ def _response(answer: ChatAnswer) -> lm15.Response:
     )
 
 
-def _lm15_error(error: Exception) -> Exception:
+def _lm15_error(error: Exception, secrets: Iterable[str]) -> Exception:
     """`error` as DSPy expects it; what it does not know it neither maps nor explains."""
     if isinstance(error, lm15.LM15Error):
         return error
-    failure = classify(error)
+    failure = classify(error, secrets=secrets)
     text = failure.reason
     if any(mark in text.lower() for mark in ("context length", "context_length", "too long")):
         return lm15.ContextLengthError(text, status=failure.status)
@@ -441,11 +444,11 @@ def main(argv: list[str] | None = None) -> int:
         accounts, data_dir=settings.data_dir, max_cost=args.max_cost, cache=False
     ) as models:
         request = ChatRequest(system="", messages=(("user", args.prompt),))
-        core = _Core(models.dispatcher, None, None)
+        core = _Core(models.dispatcher, None, models.usage)
         try:
-            answer, config, seconds = models.dispatcher.run(core._ours(request))
-        except Exception as error:
-            raise UserError(f"the call failed: {classify(error).reason}") from error
+            answer, config, seconds = models.dispatcher.run(core.ask(request))
+        except lm15.LM15Error as error:
+            raise UserError(f"the call failed: {str(error).splitlines()[0]}") from None
     tokens = f"{answer.input_tokens or 0} + {answer.output_tokens or 0} tokens"
     print(answer.text)
     note = " (rehearsal: not a real model)" if models.rehearsal else ""

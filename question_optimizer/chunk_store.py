@@ -13,11 +13,12 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from question_optimizer.errors import UserError, reason_of
+from question_optimizer.errors import TRY_LATER, UserError, reason_of
 from question_optimizer.hostile_text import storable
 from question_optimizer.qdrant_folder import (
     QdrantFolder,
@@ -81,14 +82,32 @@ class ClientStore:
                 f"{self._where}: no answer from Qdrant ({reason_of(error)}); is it running there?"
             ) from error
 
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        from qdrant_client.http.exceptions import ApiException
+
+        try:
+            yield
+        except ApiException as error:
+            raise UserError(
+                f"{self._where}: Qdrant did not answer ({reason_of(error)}); run this again",
+                exit_code=TRY_LATER,
+            ) from error
+
     def point_ids(self) -> list[PointId]:
         ids: list[PointId] = []
         offset = None
-        limit = max(1, min(self.client.count(self.collection, exact=True).count, _PAGE))
+        with self._answering():
+            limit = max(1, min(self.client.count(self.collection, exact=True).count, _PAGE))
         while True:
-            records, offset = self.client.scroll(
-                self.collection, limit=limit, offset=offset, with_payload=False, with_vectors=False
-            )
+            with self._answering():
+                records, offset = self.client.scroll(
+                    self.collection,
+                    limit=limit,
+                    offset=offset,
+                    with_payload=False,
+                    with_vectors=False,
+                )
             ids.extend(_plain_id(record.id) for record in records)
             if offset is None:
                 return sorted(ids, key=id_order)
@@ -96,12 +115,11 @@ class ClientStore:
     def payloads(self, ids: list[PointId]) -> Iterator[tuple[PointId, dict[str, Any]]]:
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
-            found = {
-                _plain_id(record.id): record.payload or {}
-                for record in self.client.retrieve(
+            with self._answering():
+                records = self.client.retrieve(
                     self.collection, batch, with_payload=True, with_vectors=False
                 )
-            }
+            found = {_plain_id(record.id): record.payload or {} for record in records}
             yield from ((point_id, found[point_id]) for point_id in batch if point_id in found)
 
     def close(self) -> None:
@@ -119,13 +137,23 @@ class _CopiedFolderStore(ClientStore):
     def __init__(self, path: Path, collection: str | None, *, even_if_locked: bool):
         # The restricted reader goes first over every point: the official client unpickles anything.
         with QdrantFolder(path, collection, even_if_locked=even_if_locked) as vetted:
-            for _ in vetted.payloads(vetted.point_ids()):
-                pass
+            vetted.vet()
             name = vetted.collection
         self._copy = tempfile.TemporaryDirectory(prefix="question-optimizer-")
         copy = Path(self._copy.name) / "qdrant"
-        shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock"))
-        super().__init__(open_client(copy), name, where=str(path), owned=True)
+        # It would load every collection, so it gets to see the one that was vetted.
+        shutil.copytree(path / "collection" / name, copy / "collection" / name)
+        meta = {"collections": {name: read_folder_meta(path)["collections"][name]}, "aliases": {}}
+        (copy / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            client = _client_on(copy)
+        except Exception as error:  # pydantic's, sqlite3's or its own: whatever it stumbles over
+            self._copy.cleanup()
+            raise UserError(
+                f"{path}: the official client cannot open it ({reason_of(error)}); "
+                "leave out --via-client"
+            ) from error
+        super().__init__(client, name, where=str(path), owned=True)
 
     def close(self) -> None:
         super().close()
@@ -145,9 +173,18 @@ def open_store(
     if url:
         from qdrant_client import QdrantClient
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an insecure key on loopback, a version it cannot ask
-            client = QdrantClient(url=url, api_key=api_key, timeout=60)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an insecure key on loopback
+                # Its version check warns from a thread, in the middle of our output.
+                client = QdrantClient(
+                    url=url, api_key=api_key, timeout=60, check_compatibility=False
+                )
+        except ValueError as error:  # urllib3's LocationParseError is one
+            raise UserError(
+                f"{url}: no server's address ({reason_of(error)}); it looks like "
+                "http://localhost:6333"
+            ) from error
         return ClientStore(client, collection, where=url, owned=True)
     if path is None:
         raise UserError("no chunks to read: give --qdrant-path or --qdrant-url (or QO_QDRANT_PATH)")
@@ -159,11 +196,19 @@ def open_store(
 def open_client(path: Path) -> QdrantClient:
     """An official client on an existing local folder, for writing.
 
-    The lock and the folder are checked first: the client itself would load every point before it
-    tries the lock, and would create a database where there is none.
+    Folder, lock and every stored point are checked first: the client itself would create a
+    database where there is none, load every point before it tries the lock, and run whatever code
+    a hostile pickle holds.
     """
-    read_folder_meta(path)
+    names = read_folder_meta(path)["collections"]
     refuse_if_locked(path)
+    for name in names:
+        with QdrantFolder(path, name) as folder:
+            folder.vet()
+    return _client_on(path)
+
+
+def _client_on(path: Path) -> QdrantClient:
     from qdrant_client import QdrantClient
 
     with warnings.catch_warnings():
@@ -303,8 +348,8 @@ def _first_page(doc_items: Any) -> int | None:
     pages = [
         prov.get("page_no")
         for item in doc_items
-        if isinstance(item, dict)
-        for prov in item.get("prov") or []
+        if isinstance(item, dict) and isinstance(item.get("prov"), list)
+        for prov in item["prov"]
         if isinstance(prov, dict)
     ]
     return min((page for page in pages if isinstance(page, int)), default=None)
@@ -331,7 +376,7 @@ def query_payload(
     text, or the next re-embedding would put the question into its own chunk's vector. The old
     generator's question is kept in the provenance.
     """
-    former = _former_query(payload)
+    former = _former_query({**_node(payload).get("metadata", {}), **payload})
     kept = {"former_query": former} if former else {}
     update: dict[str, Any] = {QUERY_KEY: query, PROVENANCE_KEY: {**provenance, **kept}}
     content = payload.get("_node_content")
@@ -348,7 +393,9 @@ def query_payload(
         excluded = node.setdefault(key, [])
         if isinstance(excluded, list) and QUERY_KEY not in excluded:
             excluded.append(QUERY_KEY)
-    update["_node_content"] = json.dumps(node, ensure_ascii=False)
+    content = json.dumps(node, ensure_ascii=False)
+    # Half a surrogate pair stays escaped: raw, no HTTP body could carry it.
+    update["_node_content"] = content if storable(content) == content else json.dumps(node)
     return update
 
 

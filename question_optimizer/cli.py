@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer.errors import INTERRUPTED, StopRun, UserError
+from question_optimizer.hostile_text import printable
 
 if TYPE_CHECKING:
     from question_optimizer.dispatcher import LLMDispatcher
@@ -85,7 +86,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except (UserError, StopRun) as error:
-        print(f"{_script()}: {error}", file=sys.stderr)
+        print(printable(f"{_script()}: {error}"), file=sys.stderr)
         if error.exit_code == INTERRUPTED:
             print(f"{_script()}: resume with: {resume_command()}", file=sys.stderr)
         return error.exit_code

@@ -283,6 +283,7 @@ class LLMDispatcher:
         self._random = random.Random(seed)
         self._queues: dict[Role | None, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._turn = 0.0  # at which the latest call was granted
         self._reserved_cost = 0.0
         self._output_guess = 300.0  # tokens; a moving average of what answers really took
         self._stop: StopRun | None = None
@@ -352,9 +353,11 @@ class LLMDispatcher:
             await asyncio.wrap_future(self._carry(self.release_client_on_failure(lease, failure)))
             return
         if not isinstance(failure, Failure):
-            secret = lease.config.api_key
+            secrets = [lease.config.api_key]
             failure = (
-                classify(failure, secret=secret) if failure else Failure("transient", "call failed")
+                classify(failure, secrets=secrets)
+                if failure
+                else Failure("transient", "call failed")
             )
         account = self._finish(lease)
         now = self._clock()
@@ -365,10 +368,8 @@ class LLMDispatcher:
         if failure.kind == "rate_limited":
             account.rate_limited += 1
             account.failures += 1
-            pause = failure.retry_after
-            account.rests_until = max(
-                account.rests_until, now + (self._backoff(account) if pause is None else pause)
-            )
+            pause = failure.retry_after or self._backoff(account)  # some say "after 0 seconds"
+            account.rests_until = max(account.rests_until, now + pause)
         elif failure.kind == "account_out":
             account.failed += 1
             account.out = failure.reason
@@ -396,6 +397,8 @@ class LLMDispatcher:
         passing faults are tried up to 5 times. Raises `send`'s own exception where the item is at
         fault or the attempts are used up, StopRun where no account is left.
         """
+        if not self._is_home():
+            return await self.run_async(self.call(send, role=role, input_tokens=input_tokens))
         attempts = 0
         avoid = None
         while True:
@@ -403,7 +406,7 @@ class LLMDispatcher:
             try:
                 answer = await send(lease)
             except Exception as error:
-                failure = classify(error, secret=lease.config.api_key)
+                failure = classify(error, secrets=[lease.config.api_key])
                 await self.release_client_on_failure(lease, failure)
                 attempts += failure.kind == "transient"
                 if failure.kind == "bad_request" or attempts >= _MAX_ATTEMPTS:
@@ -447,7 +450,8 @@ class LLMDispatcher:
         No call starts any more; a thread that still asks for one gets StopRun.
         """
         self._stop = self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
-        self._closed = True
+        with self._starting:
+            self._closed = True  # from here on nothing new is carried to the home loop
         thread, home = self._thread, self._home
         if thread is not None and home is not None and not home.is_closed():
             with contextlib.suppress(TimeoutError):
@@ -528,9 +532,14 @@ class LLMDispatcher:
         except RuntimeError:
             return False
         with self._starting:
-            if settle and (self._home is None or self._home.is_closed()):
+            if settle and (self._home is None or self._deserted(self._home)):
                 self._move_in(running)
             return running is self._home
+
+    def _deserted(self, home: asyncio.AbstractEventLoop) -> bool:
+        """Whether nobody runs `home` any more: closed, or left standing by its owner."""
+        ours = self._thread is not None and self._thread.is_alive()
+        return home.is_closed() or not (ours or home.is_running())
 
     def _move_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._home = loop
@@ -543,10 +552,10 @@ class LLMDispatcher:
         """Start a coroutine on the home loop, in a thread of our own if nobody else runs it."""
         with self._starting:
             home = self._home
-            if self._closed and (home is None or home.is_closed()):
+            if self._closed:
                 coroutine.close()
                 raise self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
-            if home is None or home.is_closed():
+            if home is None or self._deserted(home):
                 home = asyncio.new_event_loop()
                 self._move_in(home)
                 self._thread = threading.Thread(
@@ -625,11 +634,12 @@ class LLMDispatcher:
                 return min(at.values())
             preferred = [a for a in ready if a.config.name != waiter.avoid] or ready
             account = min(preferred, key=lambda a: a.turn)
+            cost = self._affordable(account, waiter)
             limit = account.config.daily_limit
             if limit and not self._daily.reserve(account.config.name, limit):
                 account.spent_day = self._today()
                 continue
-            return self._grant(account, waiter, now)
+            return self._grant(account, waiter, now, cost)
 
     def _ready_at(self, account: _Account, tokens: float, now: float) -> float:
         if account.in_flight >= account.config.concurrency:
@@ -641,7 +651,8 @@ class LLMDispatcher:
             at = max(at, account.tokens.ready_at(tokens, now))
         return at
 
-    def _grant(self, account: _Account, waiter: _Waiter, now: float) -> Lease:
+    def _affordable(self, account: _Account, waiter: _Waiter) -> float:
+        """The call's estimated cost; StopRun where it could pass the budget."""
         cost = account.config.cost(max(0.0, waiter.tokens - self._output_guess), self._output_guess)
         if self.max_cost is not None and self.spend + self._reserved_cost + cost > self.max_cost:
             raise StopRun(
@@ -649,13 +660,16 @@ class LLMDispatcher:
                 "could pass it; raise --max-cost to go on",
                 exit_code=BUDGET,
             )
+        return cost
+
+    def _grant(self, account: _Account, waiter: _Waiter, now: float, cost: float) -> Lease:
         if account.requests:
             account.requests.take(1, now)
         if account.tokens:
             account.tokens.take(waiter.tokens, now)
-        # an account that was idle or resting gets no stored-up turns
-        floor = min((a.turn for a in self._accounts if not a.out), default=0.0)
-        account.turn = max(account.turn, floor) + 1.0
+        # start-time fair queueing: an account that was idle or resting gets no stored-up turns
+        self._turn = max(account.turn, self._turn)
+        account.turn = self._turn + 1.0
         account.in_flight += 1
         account.started += 1
         self._reserved_cost += cost

@@ -96,7 +96,7 @@ def read_json(path: Path, *, made_by: str | None) -> Any:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); {_remedy(made_by)}") from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}); rerun {made_by}"
+            f"{path}:{error.lineno}: not JSON ({error.msg}); {_remedy(made_by)}"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -113,7 +113,7 @@ def read_jsonl(path: Path, *, made_by: str | None) -> Iterator[tuple[int, dict[s
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise UserError(
-                        f"{path}:{number}: not JSON ({error.msg}); rerun {made_by}"
+                        f"{path}:{number}: not JSON ({error.msg}); {_remedy(made_by)}"
                     ) from error
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number}: not an object; {_remedy(made_by)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -184,7 +184,9 @@ def load_providers(path: Path, environ: Mapping[str, str]) -> list[LLMClientConf
 
 def _account(path: Path, number: int, entry: Any, environ: Mapping[str, str]) -> LLMClientConfig:
     where = f"{path}: account {number}"
-    if isinstance(entry, dict) and "api_key" in entry:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: must be a table [[accounts]]; see llm_providers.example.toml")
+    if "api_key" in entry:
         raise UserError(
             f"{where}: a key has no place in this file; name its variable in api_key_env"
         )
@@ -291,11 +293,9 @@ async def _complete_openai(client: Any, model: str, request: ChatRequest) -> Cha
 
 
 async def _complete_anthropic(client: Any, model: str, request: ChatRequest) -> ChatAnswer:
+    # Version 2026-10-21 of the API, which SDK 2 speaks, takes no temperature and no top_p.
     options: dict[str, Any] = {
         "system": request.system or None,
-        # COPRO samples at 1.4; Anthropic's ceiling is 1.0
-        "temperature": None if request.temperature is None else min(request.temperature, 1.0),
-        "top_p": request.top_p,
         "stop_sequences": list(request.stop) or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
@@ -317,37 +317,40 @@ async def _complete_anthropic(client: Any, model: str, request: ChatRequest) -> 
 
 # ---------------------------------------------------------------------- failures
 
-_NO_CREDIT = re.compile(r"insufficient_quota|billing|credit balance|payment", re.IGNORECASE)
+_NO_CREDIT = re.compile(r"insufficient_quota|credit balance|payment required", re.IGNORECASE)
+# Anthropic answers 400 where credit is spent, Gemini where the key is wrong.
+_ACCOUNT_FAULT = re.compile(r"credit balance|api key not valid|api_key_invalid", re.IGNORECASE)
 _SECRET = re.compile(r"\b(?:sk|pk|gsk|key|xai|AIza)[-_]?[A-Za-z0-9_\-*]{8,}")
 
 
-def classify(error: Exception, *, secret: str = "") -> Failure:
-    """What `error` (of either SDK, or of the transport) means for account and item."""
+def classify(error: Exception, *, secrets: Iterable[str] = ()) -> Failure:
+    """What `error` (of either SDK, or of the transport) means for account and item.
+
+    The reason holds none of `secrets`: providers like to quote a key back.
+    """
     status = getattr(error, "status_code", None)
-    reason = _reason(error, secret)
+    said = " ".join(str(getattr(error, "message", None) or error).split())
+    reason = f"{type(error).__name__}: {_without(secrets, said)[:200]}"
     if status is None:
         known = type(error).__name__ in ("APIConnectionError", "APITimeoutError")
         if known or isinstance(error, OSError | TimeoutError | ValueError):
             return Failure("transient", reason)
         return Failure("bad_request", reason)
-    if status == 429:
-        if _NO_CREDIT.search(reason):
-            return Failure("account_out", reason, status=status)
+    if status == 429 and not _NO_CREDIT.search(said):
         headers = getattr(getattr(error, "response", None), "headers", None) or {}
         return Failure("rate_limited", reason, _retry_after(headers), status)
-    if status in (401, 402, 403, 404):
+    if status in (401, 402, 403, 404, 429) or (status == 400 and _ACCOUNT_FAULT.search(said)):
         return Failure("account_out", reason, status=status)
     if status in (408, 409, 425) or status >= 500:
         return Failure("transient", reason, status=status)
     return Failure("bad_request", reason, status=status)
 
 
-def _reason(error: Exception, secret: str) -> str:
-    """A short line without the key: providers like to quote it back."""
-    text = " ".join(str(getattr(error, "message", None) or error).split())
-    if len(secret) >= 4:
-        text = text.replace(secret, "***")
-    return f"{type(error).__name__}: {_SECRET.sub('***', text)[:200]}"
+def _without(secrets: Iterable[str], text: str) -> str:
+    for secret in secrets:
+        if len(secret) > 4:  # "none" is no secret, and a word
+            text = text.replace(secret, "***")
+    return _SECRET.sub("***", text)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -28,9 +28,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from pydantic_core import to_jsonable_python
 
 from question_optimizer.errors import TRY_LATER, UserError, reason_of
 from question_optimizer.records import PointId
@@ -92,12 +95,21 @@ def _point_id(key: str) -> PointId:
     """The id that a `points.id` value stands for, UUIDs in their canonical spelling."""
     raw = base64.b64decode(key)
     # Fast path: protocol 4 or 5, framed, one short string; 100,000 ids decode in a tenth the time.
-    if len(raw) > 13 and raw[0] == 0x80 and raw[1] in (4, 5) and raw[11] == 0x8C:
+    # Nothing may follow but MEMOIZE and STOP: `posix` is also how a call of os.system begins.
+    if (
+        len(raw) > 14
+        and raw[0] == 0x80
+        and raw[1] in (4, 5)
+        and raw[11] == 0x8C
+        and raw[13 + raw[12] :] == b"\x94."
+    ):
         value: Any = raw[13 : 13 + raw[12]].decode()
     else:
         value = _unpickled(raw)
     if isinstance(value, int):
         return value
+    if not isinstance(value, str | uuid.UUID):
+        raise ValueError(f"a {type(value).__name__}")
     text = str(value)
     if len(text) == 36 and text == text.lower():
         return text
@@ -166,7 +178,19 @@ class QdrantFolder:
                 )
             )
             for point_id, key in wanted.items():
-                yield point_id, self._payload(point_id, rows[key])
+                if key in rows:  # or a client has deleted it since
+                    yield point_id, self._payload(point_id, rows[key])
+
+    def vet(self) -> None:
+        """UserError unless every row, the outdated ones too, unpickles without running code."""
+        self._key_of()
+        keys = [key for (key,) in self._query("SELECT id FROM points")]
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            marks = ",".join("?" * len(batch))
+            rows = self._query(f"SELECT id, point FROM points WHERE id IN ({marks})", batch)  # noqa: S608
+            for key, blob in rows:
+                self._payload(_point_id(key), blob)
 
     def _key_of(self) -> dict[PointId, str]:
         """{point id: newest row's key}: old clients under Python 3.14 wrote a second row per id."""
@@ -189,13 +213,17 @@ class QdrantFolder:
 
     def _payload(self, point_id: PointId, blob: bytes) -> dict[str, Any]:
         try:
-            point = _unpickled(blob)
+            payload = getattr(_unpickled(blob), "payload", None)
+            if not isinstance(payload, dict):
+                return {}
+            # The official client, too, turns on loading into JSON what a host stored as it came.
+            return json.loads(
+                json.dumps(payload, default=partial(to_jsonable_python, fallback=str))
+            )
         except Exception as error:  # a hostile or torn pickle may raise anything
             raise UserError(
                 f"{self._file}: point {point_id} cannot be read safely ({error}); {_RESTORE}"
             ) from error
-        payload = getattr(point, "payload", None)
-        return payload if isinstance(payload, dict) else {}
 
     def _query(self, sql: str, values: list[str] | None = None) -> list[tuple[Any, ...]]:
         try:
@@ -241,6 +269,8 @@ class QdrantFolder:
             what = "is empty" if not size else "is not a SQLite database"
             raise UserError(f"{self._file}: {what}; {_RESTORE}")
         journal = self._file.with_name("storage.sqlite-journal")
+        if len(header) < 32:
+            raise UserError(f"{self._file}: truncated (to {size} bytes); {_RESTORE}")
         page_size = struct.unpack(">H", header[16:18])[0] or 65536  # stored as 1 for 65536
         page_size = 65536 if page_size == 1 else page_size
         pages = struct.unpack(">I", header[28:32])[0]
@@ -282,7 +312,13 @@ class QdrantFolder:
 
 def read_folder_meta(path: Path) -> dict[str, Any]:
     """The folder's meta.json; UserError saying what the path is instead if it is no folder."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # too long a name, a folder above that may not be searched
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check --qdrant-path"
+        ) from error
+    if not there:
         raise UserError(f"{path}: does not exist; give the Qdrant folder with --qdrant-path")
     if not path.is_dir():
         raise UserError(f"{path}: is a file; give the Qdrant folder that holds meta.json")
@@ -293,7 +329,9 @@ def read_folder_meta(path: Path) -> dict[str, Any]:
         meta = json.loads(meta_file.read_text(encoding="utf-8"))
         if not isinstance(meta, dict) or not isinstance(meta.get("collections"), dict):
             raise ValueError("no list of collections")
-    except (ValueError, OSError) as error:
+        if not isinstance(meta.get("aliases") or {}, dict):
+            raise ValueError("no list of aliases")
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{meta_file}: damaged ({error}); {_RESTORE}") from error
     return meta
 

@@ -93,6 +93,9 @@ def _read_prompt(messages: Sequence[dict[str, Any]]) -> _Prompt | None:
 
 
 def _choices(name: str, kind: str, system: str) -> tuple[str, ...]:
+    for closed in (QueryType, QueryFormat):
+        if kind == closed.__name__:
+            return closed.members
     if kind.startswith("Literal["):
         return tuple(part.strip().strip("'\"") for part in kind[8:-1].split(","))
     schema = re.search(rf'\{{{name}\}} +# note:.*?"enum": (\[.*?\])', system)

@@ -34,6 +34,17 @@ class CallUsage:
     cost: float
     seconds: float
 
+    def plus(self, other: CallUsage) -> CallUsage:
+        """Both together, under the names of the latter."""
+        return CallUsage(
+            other.account,
+            other.model,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost + other.cost,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass
 class Usage:

@@ -1,0 +1,1369 @@
+"""The dispatcher: limits in virtual time, its interface on real loops, its log on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import ROOT, clean_environment
+from question_optimizer.dispatcher import Lease, LLMClientConfig, LLMDispatcher, Pace
+from question_optimizer.errors import BUDGET, INTERRUPTED, TRY_LATER, USAGE, StopRun, UserError
+from question_optimizer.providers import ChatRequest, Failure, complete
+from virtual_time import Deadlock, run
+
+TODAY = "2026-03-14"
+ROUNDING = 1e-6
+
+
+def account(name: str = "a", **fields: Any) -> LLMClientConfig:
+    return LLMClientConfig(name=name, model="m", **{"concurrency": 100, **fields})
+
+
+def dispatcher_of(*accounts: LLMClientConfig, **options: Any) -> LLMDispatcher:
+    """A dispatcher on the running loop's clock, on a fixed day."""
+    clock = asyncio.get_running_loop().time
+    return LLMDispatcher(accounts, clock=clock, **{"today": lambda: TODAY, **options})
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def ask(dispatcher: LLMDispatcher, send: Any, **options: Any) -> Any:
+    """One call, entered as DispatcherLM enters it."""
+    return await dispatcher.run_async(dispatcher.call(send, **options))
+
+
+def refused(status: int, message: str = "refused", **headers: str) -> openai.APIStatusError:
+    """The SDK's own exception for an answer of this status; `retry_after="2"` is a header."""
+    response = httpx.Response(
+        status,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        request=httpx.Request("POST", "http://127.0.0.1/v1/chat/completions"),
+    )
+    return openai.APIStatusError(message, response=response, body=None)
+
+
+@dataclass(frozen=True)
+class Used:
+    """An answer, as far as the dispatcher looks at it."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Provider:
+    """Stands for the accounts' servers: each call takes `seconds`, then `fails[account]` is played.
+
+    `sent` keeps (time, account) of every attempt, `most` the highest number at once.
+    """
+
+    def __init__(
+        self, *, seconds: float = 0.0, answer: Used | None = None, **fails: Sequence[Exception]
+    ):
+        self.seconds = seconds
+        self.answer = answer or Used()
+        self.fails = {name: deque(errors) for name, errors in fails.items()}
+        self.sent: list[tuple[float, str]] = []
+        self.in_flight: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    async def __call__(self, lease: Lease) -> Used:
+        self.sent.append((now(), lease.name))
+        self.in_flight[lease.name] += 1
+        self.most[lease.name] = max(self.most[lease.name], self.in_flight[lease.name])
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.in_flight[lease.name] -= 1
+        if self.fails.get(lease.name):
+            raise self.fails[lease.name].popleft()
+        return self.answer
+
+    @property
+    def times(self) -> list[float]:
+        return [time for time, _ in self.sent]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for _, name in self.sent]
+
+
+def assert_no_window_above(
+    times: Sequence[float], per_minute: float, amounts: Sequence[float] | None = None
+) -> None:
+    """No span of time holds more than burst + rate * its length, whichever calls it begins with."""
+    pace = Pace(per_minute)
+    amounts = amounts or [1.0] * len(times)
+    for first in range(len(times)):
+        total = 0.0
+        for last in range(first, len(times)):
+            total += amounts[last]
+            # a call above the burst waits for a full bucket and goes into debt
+            most = max(pace.burst, amounts[last]) + pace.rate * (times[last] - times[first])
+            assert total <= most + ROUNDING, (times[first], times[last], total, most)
+
+
+# ---------------------------------------------------------------------- requests and tokens
+
+
+@pytest.mark.parametrize(
+    ("rpm", "calls", "last_at"),
+    [
+        (30, 5, 8.0),  # one every 2 s, never two at once
+        (60, 10, 9.0),
+        (600, 100, 9.5),  # 5 at once, then one every 0.1 s
+        (6000, 400, 3.5),
+        (7, 4, 3 * 60 / 7),
+    ],
+)
+def test_requests_keep_to_the_minute_limit_and_use_all_of_it(
+    rpm: float, calls: int, last_at: float
+) -> None:
+    async def main() -> Provider:
+        dispatcher, provider = dispatcher_of(account(rpm_limit=rpm)), Provider()
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(calls)))
+        return provider
+
+    provider = run(main())
+    assert len(provider.sent) == calls
+    assert_no_window_above(provider.times, rpm)
+    assert provider.times[-1] == pytest.approx(last_at)
+
+
+def test_an_idle_account_saves_up_no_more_than_its_burst() -> None:
+    async def main() -> list[float]:
+        dispatcher, provider = dispatcher_of(account(rpm_limit=600)), Provider()
+        await ask(dispatcher, provider)
+        await asyncio.sleep(3600)
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(20)))
+        return [time - 3600 for time in provider.times[1:]]
+
+    times = run(main())
+    assert times[:6] == pytest.approx([0, 0, 0, 0, 0, 0.1])
+    assert times[-1] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("what_happens", "next_at"),
+    [
+        ("used less", 2.0),
+        ("used more", 30.0),
+        ("used what was reserved", 10.0),
+        ("says nothing of usage", 10.0),
+        ("failed", 0.0),
+    ],
+)
+def test_tokens_are_reserved_before_a_call_and_settled_by_what_it_used(
+    what_happens: str, next_at: float
+) -> None:
+    answers = {
+        "used less": Used(150, 50),
+        "used more": Used(2000, 1000),
+        "used what was reserved": Used(900, 100),
+        "says nothing of usage": Used(None, None),
+    }
+
+    async def main() -> float:
+        dispatcher = dispatcher_of(account(tpm_limit=6000))  # 100 a second
+        lease = await dispatcher.get_available_client(tokens=1000)
+        if what_happens == "failed":
+            await dispatcher.release_client_on_failure(lease, Failure("bad_request", "too long"))
+        else:
+            await dispatcher.release_client_on_success(lease, answers[what_happens])
+        await dispatcher.get_available_client(tokens=1000)
+        return now()
+
+    assert run(main()) == pytest.approx(next_at)
+
+
+def test_tokens_in_flight_count_before_they_are_settled() -> None:
+    async def main() -> list[float]:
+        dispatcher, provider = dispatcher_of(account(tpm_limit=60_000)), Provider(seconds=1000)
+        calls = [
+            asyncio.create_task(ask(dispatcher, provider, input_tokens=n)) for n in (4700, 700, 700)
+        ]
+        await asyncio.gather(*calls)
+        return provider.times
+
+    # 300 tokens of output are expected on top of each input; 1000 tokens a second
+    assert run(main()) == pytest.approx([0.0, 5.0, 6.0 - 0.0])
+
+
+def test_a_call_larger_than_the_token_limit_waits_for_a_full_bucket_and_no_longer() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account(tpm_limit=60))
+        times = []
+        for _ in range(2):
+            lease = await dispatcher.get_available_client(tokens=500)
+            await dispatcher.release_client_on_success(lease)
+            times.append(now())
+        return times
+
+    assert run(main()) == pytest.approx([0.0, 500.0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    per_minute=st.floats(6, 60_000),
+    burst=st.floats(1, 50),
+    steps=st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 20)), max_size=40),
+)
+def test_pace_is_a_token_bucket(
+    per_minute: float, burst: float, steps: list[tuple[float, float]]
+) -> None:
+    pace, level, clock = Pace(per_minute, burst), burst, 0.0
+    for wait, units in steps:
+        clock += wait
+        level = min(burst, level + wait * per_minute / 60)
+        ready = pace.ready_at(units, clock) <= clock + 1e-9
+        needed = min(units, burst)
+        if abs(level - needed) > 1e-6:
+            assert ready == (level >= needed)
+        if ready:
+            pace.take(units, clock)
+            level -= units
+
+
+# ---------------------------------------------------------------------- slots, order, choice
+
+
+def test_no_account_has_more_calls_in_flight_than_its_concurrency() -> None:
+    async def main() -> tuple[Provider, float]:
+        dispatcher = dispatcher_of(account("a", concurrency=3), account("b", concurrency=1))
+        provider = Provider(seconds=1)
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(20)))
+        return provider, now()
+
+    provider, ended = run(main())
+    assert provider.most == {"a": 3, "b": 1}
+    assert ended == pytest.approx(5)  # 4 at a time: no slot stood empty
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_equal_accounts_take_turns(at_once: int) -> None:
+    async def main() -> list[str]:
+        accounts = [account(f"account-{n}", rpm_limit=600) for n in range(4)]
+        dispatcher, provider = dispatcher_of(*accounts), Provider(seconds=0.2)
+        gate = asyncio.Semaphore(at_once)
+
+        async def one() -> None:
+            async with gate:
+                await ask(dispatcher, provider)
+
+        await asyncio.gather(*(one() for _ in range(200)))
+        return provider.names
+
+    names = run(main())
+    for done in range(4, len(names) + 1):
+        counts = Counter(names[:done])
+        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 4, counts
+
+
+def test_an_account_back_from_a_rest_takes_its_turns_and_no_more() -> None:
+    """Its missed turns are gone: a flood on what was just rate limited would trip it again."""
+
+    async def main() -> list[str]:
+        dispatcher = dispatcher_of(account("rested"), account("busy"))
+        provider = Provider(seconds=1, rested=[refused(429, retry_after="60")])
+        while now() < 60 or len(provider.sent) % 2:
+            await ask(dispatcher, provider)
+        before = len(provider.sent)
+        for _ in range(20):
+            await ask(dispatcher, provider)
+        return provider.names[before:]
+
+    counts = Counter(run(main()))
+    assert counts["rested"] <= 11, counts
+
+
+def test_first_come_is_first_served() -> None:
+    async def main() -> list[int]:
+        dispatcher = dispatcher_of(
+            account("a", rpm_limit=120, concurrency=2), account("b", rpm_limit=60)
+        )
+        served: list[int] = []
+
+        async def one(number: int) -> None:
+            lease = await dispatcher.get_available_client("student", tokens=number)
+            served.append(number)
+            await asyncio.sleep(0.7)
+            await dispatcher.release_client_on_success(lease)
+
+        await asyncio.gather(*(one(number) for number in range(50)))
+        return served
+
+    assert run(main()) == list(range(50))
+
+
+def test_roles_are_respected_and_do_not_wait_for_each_other() -> None:
+    async def main() -> tuple[dict[str, set[str]], float]:
+        dispatcher = dispatcher_of(
+            account("writer", roles=("student", "teacher"), rpm_limit=1),
+            account("judge", roles=("judge",)),
+        )
+        used: dict[str, set[str]] = defaultdict(set)
+
+        async def one(role: Any) -> float:
+            lease = await dispatcher.get_available_client(role)
+            used[role].add(lease.name)
+            await dispatcher.release_client_on_success(lease)
+            return now()
+
+        students = [asyncio.create_task(one("student")) for _ in range(3)]
+        judged_at = max(await asyncio.gather(*(one("judge") for _ in range(5))))
+        await asyncio.gather(*students)
+        return used, judged_at
+
+    used, judged_at = run(main())
+    assert used == {"student": {"writer"}, "judge": {"judge"}}
+    assert judged_at == 0.0
+
+
+def test_on_an_account_that_roles_share_the_oldest_waiter_goes_first() -> None:
+    async def main() -> list[tuple[str, int]]:
+        dispatcher = dispatcher_of(account(rpm_limit=60))
+        served: list[tuple[str, int]] = []
+
+        async def one(role: Any, number: int) -> None:
+            await asyncio.sleep(number / 100)
+            lease = await dispatcher.get_available_client(role)
+            served.append((role, number))
+            await dispatcher.release_client_on_success(lease)
+
+        roles = ["teacher", "student", "student", "judge", "teacher", "judge", "student"]
+        await asyncio.gather(*(one(role, number) for number, role in enumerate(roles)))
+        return served
+
+    assert [number for _, number in run(main())] == list(range(7))
+
+
+def test_what_can_be_seen_tells_limits_by_role_and_counts_without_key() -> None:
+    async def main() -> LLMDispatcher:
+        dispatcher = dispatcher_of(
+            account("a", concurrency=3, rpm_limit=60, roles=("student",), api_key="hidden-key"),
+            account("b", concurrency=2, rpm_limit=30, input_price=1.0, output_price=2.0),
+        )
+        provider = Provider(answer=Used(100, 10), a=[refused(429, retry_after="1")])
+        await asyncio.gather(*(ask(dispatcher, provider, role="student") for _ in range(4)))
+        return dispatcher
+
+    dispatcher = run(main())
+    assert (dispatcher.slots("student"), dispatcher.slots("judge"), dispatcher.slots()) == (5, 2, 5)
+    assert dispatcher.calls_per_minute("judge") == 30
+    assert dispatcher.models("student") == ["m"]
+    assert dispatcher.calls == 5
+    first, second = dispatcher.snapshot()
+    assert (first["started"], first["ok"], first["rate_limited"]) == (
+        first["ok"] + 1,
+        4 - second["ok"],
+        1,
+    )
+    assert second["spend"] == pytest.approx(second["ok"] * (100 * 1.0 + 10 * 2.0) / 1e6)
+    assert dispatcher.spend == second["spend"]
+    assert (second["input_tokens"], second["output_tokens"]) == (
+        100 * second["ok"],
+        10 * second["ok"],
+    )
+    assert "hidden-key" not in repr(dispatcher.snapshot())
+
+
+# ---------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("headers", "rest"),
+    [
+        ({"retry_after": "30"}, (30, 30)),
+        ({"retry_after_ms": "2500", "retry_after": "30"}, (2.5, 2.5)),
+        ({}, (0.5, 1.0)),  # our own backoff, jittered
+    ],
+)
+def test_a_rate_limit_rests_its_account_for_as_long_as_the_provider_says(
+    headers: dict[str, str], rest: tuple[float, float]
+) -> None:
+    async def main() -> Provider:
+        dispatcher = dispatcher_of(account("limited"), account("free"))
+        provider = Provider(seconds=0.01, limited=[refused(429, **headers)])
+        while "limited" not in provider.names[1:]:
+            await ask(dispatcher, provider)
+        return provider
+
+    provider = run(main())
+    assert provider.names[:2] == ["limited", "free"]  # the item itself went on at once
+    first, again = [time for time, name in provider.sent if name == "limited"]
+    assert rest[0] - ROUNDING <= again - (first + 0.01) <= rest[1] + 0.02
+    assert set(provider.names[1:-1]) == {"free"}
+
+
+def test_rate_limits_cost_the_item_no_attempt() -> None:
+    async def main() -> tuple[Provider, dict[str, Any]]:
+        dispatcher = dispatcher_of(account())
+        provider = Provider(a=[refused(429, retry_after="7")] * 12)
+        await ask(dispatcher, provider)
+        return provider, dispatcher.snapshot()[0]
+
+    provider, seen = run(main())
+    assert provider.times == pytest.approx([7.0 * n for n in range(13)])
+    assert (seen["rate_limited"], seen["ok"], seen["failed"], seen["out"]) == (12, 1, 0, "")
+
+
+def test_a_rate_limit_rests_its_account_even_where_the_provider_says_zero_seconds() -> None:
+    """Whole seconds are rounded down by many servers; asking again at once would be a storm."""
+
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account())
+        provider = Provider(a=[refused(429, retry_after="0")] * 6)
+        await ask(dispatcher, provider)
+        return provider.times
+
+    times = run(main())
+    assert len(times) == 7
+    assert all(later > earlier for earlier, later in pairwise(times)), times
+
+
+def test_a_passing_fault_moves_the_item_to_another_account() -> None:
+    async def main() -> list[str]:
+        dispatcher = dispatcher_of(account("a"), account("b"), account("c"))
+        provider = Provider(a=[refused(503)], b=[TimeoutError("no answer")])
+        await ask(dispatcher, provider)
+        return provider.names
+
+    assert run(main()) == ["a", "b", "c"]
+
+
+def test_a_failed_item_avoids_its_account_even_where_that_ones_turn_has_come() -> None:
+    async def main() -> list[str]:
+        dispatcher = dispatcher_of(account("slow", concurrency=1), account("busy"))
+        sent = []
+
+        async def send(lease: Lease) -> Used:
+            sent.append(lease.name)
+            if lease.name == "slow":
+                await asyncio.sleep(5)
+                raise refused(500)
+            return Used()
+
+        unlucky = asyncio.create_task(ask(dispatcher, send))
+        await asyncio.sleep(1)
+        for _ in range(4):  # "slow" is taken, so "busy" gets ahead of it in turns
+            await ask(dispatcher, send)
+        await unlucky
+        return sent
+
+    assert run(main()) == ["slow", *["busy"] * 5]
+
+
+def test_three_passing_faults_rest_an_account_and_it_comes_back() -> None:
+    async def main() -> tuple[Provider, list[str]]:
+        dispatcher = dispatcher_of(account("shaky"), account("sound"))
+        provider = Provider(seconds=0.01, shaky=[refused(500)] * 3)
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(6)))
+        during = []
+        for _ in range(20):
+            await ask(dispatcher, provider)
+            during.append(provider.names[-1])
+        await asyncio.sleep(5)
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(2)))
+        return provider, during
+
+    provider, during = run(main())
+    assert during == ["sound"] * 20
+    assert "shaky" in provider.names[-2:]
+
+
+def test_the_rests_of_an_account_that_keeps_failing_grow_and_a_success_ends_them() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account())
+        waits = []
+        for _ in range(12):
+            asked = now()
+            lease = await dispatcher.get_available_client()
+            waits.append(now() - asked)
+            await dispatcher.release_client_on_failure(lease, Failure("transient", "500"))
+        lease = await dispatcher.get_available_client()
+        await dispatcher.release_client_on_success(lease)
+        asked = now()
+        lease = await dispatcher.get_available_client()
+        await dispatcher.release_client_on_failure(lease, Failure("transient", "500"))
+        await dispatcher.get_available_client()
+        return [*waits, now() - asked]
+
+    waits = run(main())
+    assert waits[:3] == [0, 0, 0]
+    for doubled, wait in enumerate(waits[3:12]):
+        longest = min(60.0, 2.0**doubled)
+        assert longest / 2 <= wait <= longest
+    assert waits[-1] == 0
+
+
+def test_an_item_is_given_up_after_five_passing_faults_with_the_providers_own_exception() -> None:
+    async def main() -> tuple[str, int]:
+        dispatcher = dispatcher_of(account("a"), account("b"))
+        provider = Provider(a=[refused(500, "a broke")] * 9, b=[refused(502, "b broke")] * 9)
+        with pytest.raises(openai.APIStatusError) as raised:
+            await ask(dispatcher, provider)
+        return raised.value.message, len(provider.sent)
+
+    assert run(main()) == ("a broke", 5)
+
+
+def test_an_item_at_fault_is_tried_once_and_costs_the_account_nothing() -> None:
+    async def main() -> tuple[list[float], dict[str, Any]]:
+        dispatcher = dispatcher_of(account())
+        provider = Provider(a=[refused(400, "too long")] * 4)
+        for _ in range(4):
+            with pytest.raises(openai.APIStatusError, match="too long"):
+                await ask(dispatcher, provider)
+        await ask(dispatcher, provider)
+        return provider.times, dispatcher.snapshot()[0]
+
+    times, seen = run(main())
+    assert times == [0.0] * 5
+    assert (seen["failed"], seen["ok"], seen["out"]) == (4, 1, "")
+
+
+def test_a_bad_key_takes_its_account_out_and_the_others_go_on() -> None:
+    async def main() -> tuple[list[str], list[dict[str, Any]]]:
+        dispatcher = dispatcher_of(account("revoked", api_key="abcd1234"), account("good"))
+        provider = Provider(revoked=[refused(401, "no such key: abcd1234")])
+        for _ in range(5):
+            await ask(dispatcher, provider)
+        return provider.names, dispatcher.snapshot()
+
+    names, seen = run(main())
+    assert names == ["revoked"] + ["good"] * 5
+    assert seen[0]["out"] == "APIStatusError: no such key: ***"
+    assert seen[1]["out"] == ""
+
+
+def test_with_every_account_out_the_run_stops_and_names_account_and_reason() -> None:
+    async def main() -> list[StopRun]:
+        dispatcher = dispatcher_of(
+            account("first", concurrency=1),
+            account("second", concurrency=1),
+            account("for students only", roles=("student",)),
+        )
+        provider = Provider(
+            seconds=1,
+            first=[refused(401, "no such key")],
+            second=[refused(404, "no such model")],
+        )
+        # the third waits for a slot while the accounts go out: it must hear of it too
+        return await asyncio.gather(
+            *(stopped(ask(dispatcher, provider, role="judge")) for _ in range(3))
+        )
+
+    for stop in run(main()):
+        assert stop.exit_code == USAGE
+        assert str(stop) == (
+            "no account left for role 'judge': first: APIStatusError: no such key; "
+            "second: APIStatusError: no such model"
+        )
+
+
+def test_a_role_that_no_account_serves_stops_the_run() -> None:
+    async def main() -> StopRun:
+        dispatcher = dispatcher_of(account(roles=("student",)))
+        return await stopped(dispatcher.get_available_client("judge"))
+
+    stop = run(main())
+    assert (stop.exit_code, str(stop)) == (
+        USAGE,
+        "no account left for role 'judge': none configured",
+    )
+
+
+async def stopped(call: Coroutine[Any, Any, Any]) -> StopRun:
+    """The StopRun that `call` must end with."""
+    with pytest.raises(StopRun) as raised:
+        await call
+    return raised.value
+
+
+# ---------------------------------------------------------------------- waiting and giving up
+
+
+@pytest.mark.parametrize("cancelled", [[0], [1], [0, 1], [0, 2]])
+def test_cancelled_waiters_lose_no_slot(cancelled: list[int]) -> None:
+    async def main() -> int:
+        dispatcher = dispatcher_of(account(concurrency=1))
+        held = await dispatcher.get_available_client()
+        waiters = [asyncio.create_task(dispatcher.get_available_client()) for _ in range(4)]
+        await asyncio.sleep(1)
+        for number in cancelled:
+            waiters[number].cancel()
+        await dispatcher.release_client_on_success(held)
+        for number, waiter in enumerate(waiters):
+            if number not in cancelled:
+                await dispatcher.release_client_on_success(await waiter)
+        return dispatcher.snapshot()[0]["in_flight"]
+
+    assert run(main()) == 0
+
+
+def test_granted_and_cancelled_in_the_same_tick_loses_no_slot() -> None:
+    async def main() -> tuple[bool, dict[str, Any]]:
+        dispatcher = dispatcher_of(account(concurrency=1, rpm_limit=60))
+        held = await dispatcher.get_available_client()
+        await asyncio.sleep(30)
+        unlucky, next_one = (
+            asyncio.create_task(dispatcher.get_available_client()) for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        await dispatcher.release_client_on_success(held)  # grants to `unlucky` …
+        unlucky.cancel()  # … which has not run since
+        lease = await next_one
+        await dispatcher.release_client_on_success(lease)
+        return unlucky.cancelled(), dispatcher.snapshot()[0] | {"now": now()}
+
+    was_cancelled, seen = run(main())
+    assert was_cancelled
+    assert (seen["in_flight"], seen["started"], seen["ok"]) == (0, 2, 2)
+    assert seen["now"] == 30  # and its place in the minute was given back
+
+
+def test_a_call_cancelled_in_flight_frees_its_slot_but_stays_counted() -> None:
+    async def main() -> tuple[list[float], dict[str, Any]]:
+        dispatcher, provider = (
+            dispatcher_of(account(concurrency=1, rpm_limit=6)),
+            Provider(seconds=5),
+        )
+        call = asyncio.create_task(ask(dispatcher, provider))
+        await asyncio.sleep(1)
+        call.cancel()
+        await ask(dispatcher, provider)
+        return provider.times, dispatcher.snapshot()[0]
+
+    times, seen = run(main())
+    assert times == pytest.approx([0, 10])  # the provider has seen the first, so the pace has too
+    assert (seen["in_flight"], seen["started"], seen["ok"]) == (0, 2, 1)
+
+
+@pytest.mark.parametrize("first", ["success", "failure"])
+@pytest.mark.parametrize("second", ["success", "failure"])
+def test_releasing_a_lease_twice_raises_and_frees_no_second_slot(first: str, second: str) -> None:
+    async def main() -> int:
+        dispatcher = dispatcher_of(account(concurrency=2))
+        release = {
+            "success": dispatcher.release_client_on_success,
+            "failure": dispatcher.release_client_on_failure,
+        }
+        lease, other = [await dispatcher.get_available_client() for _ in range(2)]
+        await release[first](lease)
+        with pytest.raises(RuntimeError, match="lease on account 'a' released twice"):
+            await release[second](lease)
+        in_flight = dispatcher.snapshot()[0]["in_flight"]
+        await dispatcher.release_client_on_success(other)
+        return in_flight
+
+    assert run(main()) == 1
+
+
+def test_stop_reaches_those_who_wait_and_those_who_ask_later() -> None:
+    async def main() -> tuple[list[StopRun], StopRun, int]:
+        dispatcher = dispatcher_of(account(concurrency=1))
+        held = await dispatcher.get_available_client()
+        waiters = [
+            asyncio.create_task(stopped(dispatcher.get_available_client())) for _ in range(3)
+        ]
+        await asyncio.sleep(1)
+        dispatcher.stop(StopRun("interrupted; run it again", exit_code=INTERRUPTED))
+        reached = await asyncio.gather(*waiters)
+        await dispatcher.release_client_on_success(held)  # what is in flight may finish
+        later = await stopped(ask(dispatcher, Provider()))
+        return reached, later, dispatcher.snapshot()[0]["ok"]
+
+    reached, later, ok = run(main())
+    assert [(str(s), s.exit_code) for s in [*reached, later]] == [
+        ("interrupted; run it again", INTERRUPTED)
+    ] * 4
+    assert ok == 1
+
+
+def test_a_lost_wake_up_shows_as_a_deadlock_of_the_virtual_loop() -> None:
+    """The harness of the tests above: a lease that never comes back is reported, not waited for."""
+
+    async def main() -> None:
+        dispatcher = dispatcher_of(account(concurrency=1))
+        await dispatcher.get_available_client()
+        await dispatcher.get_available_client()
+
+    with pytest.raises(Deadlock, match="a wake-up was lost"):
+        run(main())
+
+
+def test_call_works_when_it_is_the_first_thing_a_loop_does() -> None:
+    """As the class's own docstring shows it: no other method has been called on this loop yet."""
+
+    async def main() -> Provider:
+        dispatcher, provider = dispatcher_of(account(concurrency=2)), Provider(seconds=1)
+        await asyncio.gather(*(dispatcher.call(provider) for _ in range(6)))
+        return provider
+
+    assert run(main()).most == {"a": 2}
+
+
+# ---------------------------------------------------------------------- money
+
+PRICED = {"input_price": 0.0, "output_price": 10_000.0}  # 3.00 for the 300 tokens expected a call
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_call_that_would_pass_the_ceiling_is_refused(at_once: bool) -> None:
+    async def main() -> tuple[LLMDispatcher, Provider, list[StopRun]]:
+        dispatcher = dispatcher_of(account(**PRICED), max_cost=10.0)
+        provider = Provider(seconds=1, answer=Used(0, 300))
+        calls = [ask(dispatcher, provider) for _ in range(5)]
+        if at_once:
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+        else:
+            ended = [(await asyncio.gather(call, return_exceptions=True))[0] for call in calls]
+        return dispatcher, provider, [end for end in ended if isinstance(end, StopRun)]
+
+    dispatcher, provider, stops = run(main())
+    assert len(provider.sent) == 3
+    assert dispatcher.spend == pytest.approx(9.0)
+    spent = "0.0000" if at_once else "9.0000"
+    assert [(s.exit_code, str(s)) for s in stops] == [
+        (
+            BUDGET,
+            f"budget reached: {spent} of 10 spent, and the next call could pass it; "
+            "raise --max-cost to go on",
+        )
+    ] * 2
+
+
+def test_money_reserved_for_a_call_that_failed_or_was_cancelled_is_free_again() -> None:
+    async def main() -> int:
+        dispatcher = dispatcher_of(account(**PRICED), max_cost=3.5)
+        provider = Provider(seconds=1, answer=Used(0, 300), a=[refused(400)])
+        with pytest.raises(openai.APIStatusError):
+            await ask(dispatcher, provider)
+        call = asyncio.create_task(ask(dispatcher, provider))
+        await asyncio.sleep(0.5)
+        call.cancel()
+        await asyncio.sleep(0.5)
+        await ask(dispatcher, provider)
+        return len(provider.sent)
+
+    assert run(main()) == 3
+
+
+@pytest.mark.parametrize(
+    ("accounts", "max_cost", "message"),
+    [
+        ([], None, "no LLM account configured"),
+        (
+            [account("priced", **PRICED), account("unpriced")],
+            5.0,
+            "--max-cost cannot work: account 'unpriced' has no input_price, output_price",
+        ),
+        (
+            [account("half", input_price=1.0)],
+            5.0,
+            "--max-cost cannot work: account 'half' has no input_price, output_price",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(
+    accounts: list[LLMClientConfig], max_cost: float | None, message: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        LLMDispatcher(accounts, max_cost=max_cost)
+    assert (str(raised.value), raised.value.exit_code) == (message, USAGE)
+
+
+# ---------------------------------------------------------------------- the day's requests
+
+
+def log_of(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_spent_daily_limit_stops_the_run_and_says_until_when() -> None:
+    async def main() -> tuple[int, list[StopRun]]:
+        dispatcher = dispatcher_of(
+            account("a", daily_limit=3, concurrency=1), account("b", daily_limit=1)
+        )
+        provider = Provider(seconds=1)
+        ended = await asyncio.gather(
+            *(ask(dispatcher, provider) for _ in range(6)), return_exceptions=True
+        )
+        return len(provider.sent), [end for end in ended if isinstance(end, StopRun)]
+
+    sent, stops = run(main())
+    assert sent == 4
+    assert [(s.exit_code, str(s)) for s in stops] == [
+        (
+            TRY_LATER,
+            "daily quota of every account for any role is spent (a, b) until 2026-03-15 00:00 UTC; "
+            "everything is saved, run the same command then",
+        )
+    ] * 2
+
+
+def test_the_end_of_the_quota_names_accounts_that_are_out_as_well() -> None:
+    async def main() -> StopRun:
+        dispatcher = dispatcher_of(account("spent", daily_limit=1), account("revoked"))
+        provider = Provider(revoked=[refused(401, "no such key")])
+        await ask(dispatcher, provider)
+        return await stopped(ask(dispatcher, provider))
+
+    stop = run(main())
+    assert stop.exit_code == TRY_LATER
+    assert "is spent (spent) until 2026-03-15" in str(stop)
+    assert str(stop).endswith("(revoked: APIStatusError: no such key)")
+
+
+def test_a_new_day_brings_a_new_quota() -> None:
+    async def main() -> list[str]:
+        day = ["2026-03-14"]
+        dispatcher = dispatcher_of(account(daily_limit=1), today=lambda: day[0])
+        provider = Provider()
+        await ask(dispatcher, provider)
+        await stopped(ask(dispatcher, provider))
+        day[0] = "2026-03-15"
+        await ask(dispatcher, provider)
+        return [str(await stopped(ask(dispatcher, provider)))]
+
+    assert "until 2026-03-16 00:00 UTC" in run(main())[0]
+
+
+def test_daily_counts_survive_a_restart(tmp_path: Path) -> None:
+    log = tmp_path / "data" / "daily_request_log.json"
+
+    async def calls(number: int) -> int:
+        accounts = [account("limited", daily_limit=5, roles=("judge",)), account("free")]
+        with dispatcher_of(*accounts, log_file=log) as dispatcher:
+            provider = Provider(answer=Used(20, 5))
+            for _ in range(number):
+                try:
+                    await ask(dispatcher, provider, role="judge")
+                except StopRun as stop:
+                    assert stop.exit_code == TRY_LATER
+            return provider.names.count("limited")
+
+    async def only_limited(number: int) -> int:
+        with dispatcher_of(account("limited", daily_limit=5), log_file=log) as dispatcher:
+            provider = Provider(answer=Used(20, 5))
+            for _ in range(number):
+                try:
+                    await ask(dispatcher, provider)
+                except StopRun as stop:
+                    assert stop.exit_code == TRY_LATER
+            return len(provider.sent)
+
+    assert run(only_limited(3)) == 3
+    assert run(only_limited(9)) == 2
+    assert run(calls(4)) == 0
+    assert log_of(log) == {
+        TODAY: {
+            "limited": {"requests": 5, "tokens": 125},
+            "free": {"requests": 4, "tokens": 100},
+        }
+    }
+
+
+def test_failed_calls_count_against_the_day_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+
+    async def main() -> None:
+        with dispatcher_of(
+            account("limited", daily_limit=9, roles=("judge",)),
+            account("free", roles=("student",)),
+            log_file=log,
+        ) as dispatcher:
+            provider = Provider(limited=[refused(500)], free=[refused(500)])
+            await ask(dispatcher, provider, role="judge")
+            await ask(dispatcher, provider, role="student")
+
+    run(main())
+    counts = {name: entry["requests"] for name, entry in log_of(log)[TODAY].items()}
+    assert counts == {"limited": 2, "free": 2}
+
+
+def test_a_call_refused_for_its_price_is_not_counted_as_made(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+
+    async def main() -> None:
+        with dispatcher_of(
+            account(daily_limit=100, **PRICED), max_cost=4.0, log_file=log
+        ) as dispatcher:
+            provider = Provider(answer=Used(0, 300))
+            await ask(dispatcher, provider)
+            assert (await stopped(ask(dispatcher, provider))).exit_code == BUDGET
+
+    run(main())
+    assert log_of(log)[TODAY]["a"]["requests"] == 1
+
+
+def test_days_older_than_five_weeks_leave_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    entry = {"a": {"requests": 1, "tokens": 1}}
+    log.write_text(json.dumps({"2025-12-31": entry, "2026-02-07": entry, "2026-02-06": entry}))
+
+    async def main() -> None:
+        with dispatcher_of(account(), log_file=log) as dispatcher:
+            await ask(dispatcher, Provider())
+
+    run(main())
+    assert list(log_of(log)) == ["2026-02-07", TODAY]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"2026-03-14": {"a": {"requests": "many", "tokens": 0}}}', '{"2026-03-14": 1}'],
+)
+def test_a_damaged_log_stops_the_run_rather_than_forgetting_the_quota(
+    tmp_path: Path, content: str
+) -> None:
+    log = tmp_path / "log.json"
+    log.write_text(content)
+
+    async def main() -> StopRun:
+        dispatcher = dispatcher_of(account(daily_limit=5), log_file=log)
+        return await stopped(ask(dispatcher, Provider()))
+
+    stop = run(main())
+    assert stop.exit_code == USAGE
+    assert str(stop).startswith(f"{log}: unreadable (")
+    assert str(stop).endswith("; repair it, or delete it to forget today's counts")
+    assert log.read_text() == content
+
+
+def test_a_log_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+
+    async def main() -> StopRun:
+        log = tmp_path / "data" / "log.json"
+        dispatcher = dispatcher_of(account(daily_limit=5), log_file=log)
+        return await stopped(ask(dispatcher, Provider()))
+
+    stop = run(main())
+    assert stop.exit_code == USAGE
+    assert str(stop).startswith(f"{tmp_path / 'data' / 'log.json'}: cannot be written (")
+
+
+SPEND_THE_DAY = """
+import asyncio, sys
+from question_optimizer.dispatcher import LLMClientConfig, LLMDispatcher
+from question_optimizer.errors import StopRun
+
+async def main():
+    account = LLMClientConfig("shared", "m", daily_limit=40, concurrency=3)
+    calls = 0
+    with LLMDispatcher([account], log_file=sys.argv[1], today=lambda: "2026-03-14") as dispatcher:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        try:
+            while True:
+                await dispatcher.release_client_on_success(await dispatcher.get_available_client())
+                calls += 1
+        except StopRun as stop:
+            print(calls, stop.exit_code)
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_share_the_log_never_exceed_the_limit_together(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPEND_THE_DAY, str(log)],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:  # all at once
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=60)[0].split() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [code for _, code in said] == [str(TRY_LATER)] * 3
+    assert sum(int(calls) for calls, _ in said) == 40
+    assert log_of(log) == {TODAY: {"shared": {"requests": 40, "tokens": 0}}}
+
+
+# ---------------------------------------------------------------------- whatever happens
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item: when it comes, how long each attempt takes, how they end, when it is given up."""
+
+    at: float
+    seconds: float
+    ends: tuple[str, ...]
+    cancelled_after: float | None
+    tokens: int
+
+
+jobs = st.builds(
+    Job,
+    at=st.floats(0, 20),
+    seconds=st.floats(0, 3),
+    ends=st.lists(
+        st.sampled_from(["ok", "429", "429 in 2 s", "500", "400"]), min_size=1, max_size=4
+    ).map(tuple),
+    cancelled_after=st.sampled_from([None, None, None, 0.0, 0.1, 2.0]),
+    tokens=st.integers(0, 200),
+)
+limits = st.fixed_dictionaries(
+    {
+        "rpm_limit": st.sampled_from([None, 30, 60, 600, 6000]),
+        "tpm_limit": st.sampled_from([None, 60_000]),
+        "concurrency": st.sampled_from([1, 2, 8]),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    accounts=st.lists(limits, min_size=1, max_size=4),
+    jobs=st.lists(jobs, min_size=1, max_size=40),
+)
+def test_whatever_happens_limits_hold_and_every_slot_comes_back(
+    accounts: list[dict[str, Any]], jobs: list[Job]
+) -> None:
+    errors = {
+        "429": refused(429),
+        "429 in 2 s": refused(429, retry_after="2"),
+        "500": refused(500),
+        "400": refused(400),
+    }
+
+    async def main() -> None:
+        configs = [account(f"account-{n}", **fields) for n, fields in enumerate(accounts)]
+        dispatcher = dispatcher_of(*configs)
+        sent: dict[str, list[float]] = defaultdict(list)
+        in_flight: Counter[str] = Counter()
+        rests: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+        async def one(job: Job) -> None:
+            ends = deque(job.ends)
+
+            async def send(lease: Lease) -> Used:
+                sent[lease.name].append(now())
+                in_flight[lease.name] += 1
+                assert in_flight[lease.name] <= lease.concurrency
+                try:
+                    await asyncio.sleep(job.seconds)
+                finally:
+                    in_flight[lease.name] -= 1
+                end = ends.popleft() if ends else "ok"
+                if end == "429 in 2 s":
+                    rests[lease.name].append((now(), now() + 2))
+                if end in errors:
+                    raise errors[end]
+                return Used(job.tokens, 300)
+
+            await asyncio.sleep(job.at)
+            await ask(dispatcher, send, input_tokens=job.tokens)
+
+        async def give_up(job: Job, task: asyncio.Task[None]) -> None:
+            await asyncio.sleep(job.at + job.cancelled_after)
+            task.cancel()
+
+        tasks = [asyncio.create_task(one(job)) for job in jobs]
+        cancels = [
+            give_up(job, task)
+            for job, task in zip(jobs, tasks, strict=True)
+            if job.cancelled_after is not None
+        ]
+        ended = await asyncio.gather(*tasks, *cancels, return_exceptions=True)
+        expected = (type(None), openai.APIStatusError, asyncio.CancelledError)
+        assert [end for end in ended if not isinstance(end, expected)] == []
+        for seen, fields in zip(dispatcher.snapshot(), accounts, strict=True):
+            assert (seen["in_flight"], seen["started"]) == (0, len(sent[seen["name"]]))
+            if fields["rpm_limit"]:
+                assert_no_window_above(sent[seen["name"]], fields["rpm_limit"])
+            for start, end in rests[seen["name"]]:
+                early = [t for t in sent[seen["name"]] if start < t < end - ROUNDING]
+                assert early == [], "called while it rests"
+        # Nobody is left waiting in front of newcomers, and all slots can be had at once.
+        leases = [await dispatcher.get_available_client() for _ in range(dispatcher.slots())]
+        assert Counter(lease.name for lease in leases) == {c.name: c.concurrency for c in configs}
+
+    run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tpm=st.sampled_from([60, 6000, 60_000]),
+    calls=st.lists(st.tuples(st.floats(0, 5), st.integers(1, 3000)), min_size=1, max_size=30),
+)
+def test_no_window_holds_more_tokens_than_the_limit(
+    tpm: float, calls: list[tuple[float, int]]
+) -> None:
+    async def main() -> tuple[list[float], list[float]]:
+        dispatcher = dispatcher_of(account(tpm_limit=tpm))
+        times, amounts = [], []
+        for pause, tokens in calls:
+            await asyncio.sleep(pause)
+            lease = await dispatcher.get_available_client(tokens=tokens)
+            times.append(now())
+            amounts.append(float(tokens))
+            await dispatcher.release_client_on_success(lease, Used(tokens, 0))
+        return times, amounts
+
+    times, amounts = run(main())
+    assert_no_window_above(times, tpm, amounts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    limits=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    ends=st.lists(st.sampled_from(["ok", "429 in 2 s", "500", "400"]), min_size=1, max_size=25),
+)
+def test_no_day_sees_more_calls_than_its_limit(limits: list[int], ends: list[str]) -> None:
+    errors = {"429 in 2 s": refused(429, retry_after="2"), "500": refused(500), "400": refused(400)}
+
+    async def main() -> None:
+        configs = [account(f"account-{n}", daily_limit=limit) for n, limit in enumerate(limits)]
+        dispatcher, provider = dispatcher_of(*configs), Provider(seconds=0.1)
+        left = deque(ends)
+
+        async def send(lease: Lease) -> Used:
+            await provider(lease)
+            if left and (end := left.popleft()) in errors:
+                raise errors[end]
+            return Used()
+
+        calls = [ask(dispatcher, send) for _ in range(len(ends) + 5)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        counts = Counter(provider.names)
+        assert all(counts[c.name] <= c.daily_limit for c in configs)
+        stops = [end for end in ended if isinstance(end, StopRun)]
+        if stops:  # nobody was turned away while there was quota left
+            assert counts == {c.name: c.daily_limit for c in configs}
+            assert {stop.exit_code for stop in stops} == {TRY_LATER}
+
+    run(main())
+
+
+# ---------------------------------------------------------------------- as the existing application
+
+
+def on_a_thread(function: Any, *args: Any) -> Future[Any]:
+    """Run on a daemon thread, so that a test for a hang can fail instead of hanging."""
+    future: Future[Any] = Future()
+
+    def body() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    return future
+
+
+async def one_call(dispatcher: LLMDispatcher) -> str:
+    """As that application's own code makes one."""
+    client = await dispatcher.get_available_client()
+    async with dispatcher.client_semaphores[client.name]:
+        if client.limiter:
+            async with client.limiter:
+                pass
+        answer = await client.raw_client.chat.completions.create(
+            model=client.model, messages=[{"role": "user", "content": "What is 2+2?"}]
+        )
+    await dispatcher.release_client_on_success(client)
+    return answer.choices[0].message.content
+
+
+def test_the_three_methods_are_coroutines() -> None:
+    dispatcher = LLMDispatcher([account()])
+    for method in (
+        dispatcher.get_available_client,
+        dispatcher.release_client_on_success,
+        dispatcher.release_client_on_failure,
+    ):
+        assert asyncio.iscoroutinefunction(method)
+    assert [client.name for client in dispatcher.clients] == ["a"]
+    assert list(dispatcher.client_semaphores) == ["a"]
+
+
+async def test_a_lease_has_the_fields_that_a_client_configuration_has() -> None:
+    config = account(
+        base_url="http://127.0.0.1:1/v1", api_key="abcd1234", rpm_limit=60, daily_limit=9
+    )
+    dispatcher = LLMDispatcher([config])
+    lease = await dispatcher.get_available_client()
+    shown = {
+        name: getattr(lease, name)
+        for name in ("name", "model", "base_url", "api_key", "rpm_limit", "daily_limit", "limiter")
+    }
+    assert shown == {
+        "name": "a",
+        "model": "m",
+        "base_url": "http://127.0.0.1:1/v1",
+        "api_key": "abcd1234",
+        "rpm_limit": 60,
+        "daily_limit": 9,
+        "limiter": None,
+    }
+    assert isinstance(lease.client, openai.AsyncOpenAI)
+    assert lease.raw_client is lease.client
+    assert lease.client.max_retries == 0
+    assert "abcd1234" not in repr(lease) + repr(config)
+    with pytest.raises(AttributeError):
+        _ = lease.no_such_field
+    await dispatcher.release_client_on_success(lease)
+    await dispatcher.aclose()
+
+
+def test_it_works_in_a_second_asyncio_run_after_the_first_has_ended(llm_server: Any) -> None:
+    server = llm_server()
+    dispatcher = LLMDispatcher([account(base_url=f"{server.url}/v1", api_key="k", concurrency=1)])
+
+    async def twice() -> list[str]:
+        said = list(await asyncio.gather(one_call(dispatcher), one_call(dispatcher)))
+        await dispatcher.aclose()
+        return said
+
+    assert asyncio.run(twice()) == ["4", "4"]
+    assert asyncio.run(twice()) == ["4", "4"]
+    assert dispatcher.snapshot()[0]["ok"] == 4
+
+
+def test_a_run_that_was_cut_off_leaves_no_slot_taken_for_the_next() -> None:
+    dispatcher = LLMDispatcher([account(concurrency=1)])
+
+    async def cut_off() -> None:
+        await dispatcher.get_available_client()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(dispatcher.get_available_client(), 0.01)
+
+    async def next_run() -> str:
+        return (await asyncio.wait_for(dispatcher.get_available_client(), 20)).name
+
+    asyncio.run(cut_off())
+    assert asyncio.run(next_run()) == "a"
+
+
+def test_other_loops_share_the_slots_of_the_home_loop(llm_server: Any) -> None:
+    both_in = threading.Barrier(2, timeout=20)
+
+    def reply(messages: Any) -> str:
+        with in_flight:
+            both_in.wait()
+        return "4"
+
+    in_flight = threading.Semaphore(2)
+    server = llm_server(reply)
+    config = account(base_url=f"{server.url}/v1", api_key="k", concurrency=2)
+    with LLMDispatcher([config]) as dispatcher:
+        dispatcher.run(asyncio.sleep(0))  # the home loop is the dispatcher's own thread
+
+        async def some() -> list[str]:
+            said = await asyncio.gather(*(one_call(dispatcher) for _ in range(2)))
+            await dispatcher.aclose()
+            return said
+
+        loops = [on_a_thread(asyncio.run, some()) for _ in range(3)]
+        assert [loop.result(timeout=60) for loop in loops] == [["4", "4"]] * 3
+        seen = dispatcher.snapshot()[0]
+    assert (seen["ok"], seen["in_flight"]) == (6, 0)
+
+
+def test_a_waiter_on_another_loop_that_gives_up_loses_no_slot() -> None:
+    with LLMDispatcher([account(concurrency=1)]) as dispatcher:
+        held = dispatcher.run(dispatcher.get_available_client())
+
+        async def give_up() -> None:
+            waiter = asyncio.create_task(dispatcher.get_available_client())
+            await asyncio.sleep(0.05)
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            await dispatcher.release_client_on_success(held)
+            lease = await asyncio.wait_for(dispatcher.get_available_client(), 20)
+            await dispatcher.release_client_on_failure(lease)
+
+        asyncio.run(give_up())
+        seen = dispatcher.snapshot()[0]
+    assert (seen["in_flight"], seen["ok"], seen["failed"]) == (0, 1, 1)
+
+
+def test_a_blocking_call_on_the_home_loop_is_refused_instead_of_hanging() -> None:
+    async def main() -> None:
+        dispatcher = LLMDispatcher([account()])
+        await dispatcher.get_available_client()
+        with pytest.raises(RuntimeError, match="would wait for itself"):
+            dispatcher.run(asyncio.sleep(0))
+
+    asyncio.run(main())
+
+
+def test_closing_while_threads_keep_asking_leaves_none_of_them_waiting() -> None:
+    """DSPy's workers go on when a run is stopped; one that waits for ever blocks the exit."""
+
+    def ask_until_stopped(dispatcher: LLMDispatcher) -> str:
+        try:
+            while True:
+                lease = dispatcher.run(dispatcher.get_available_client())
+                dispatcher.run(dispatcher.release_client_on_success(lease))
+        except StopRun as stop:
+            return str(stop)
+
+    for _ in range(60):
+        dispatcher = LLMDispatcher([account()])
+        threads = [on_a_thread(ask_until_stopped, dispatcher) for _ in range(4)]
+        while dispatcher.calls < 4:
+            time.sleep(0.001)
+        dispatcher.close()
+        assert [t.result(timeout=10) for t in threads] == ["the dispatcher is closed"] * 4
+
+
+def test_a_home_loop_that_stands_still_is_left_for_one_that_runs() -> None:
+    """A host may use `loop.run_until_complete`, which leaves its loop open but not running."""
+    dispatcher = LLMDispatcher([account()])
+    loop = asyncio.new_event_loop()
+    try:
+        lease = loop.run_until_complete(dispatcher.get_available_client())
+        loop.run_until_complete(dispatcher.release_client_on_success(lease))
+        again = on_a_thread(dispatcher.run, dispatcher.get_available_client())
+        assert again.result(timeout=5).name == "a"
+    finally:
+        loop.close()
+
+
+async def test_a_lease_of_an_account_serves_our_own_way_of_calling_too(llm_server: Any) -> None:
+    server = llm_server()
+    dispatcher = LLMDispatcher([account(base_url=f"{server.url}/v1", api_key="k")])
+    lease = await dispatcher.get_available_client()
+    request = ChatRequest(system="", messages=(("user", "What is 2+3?"),))
+    answer = await complete(lease, lease.model, request)
+    await dispatcher.release_client_on_success(lease, answer)
+    await dispatcher.aclose()
+    assert answer.text == "5"
+    assert dispatcher.snapshot()[0]["input_tokens"] == answer.input_tokens
