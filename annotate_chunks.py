@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from question_optimizer.cli import dry_run_line, finish_on_interrupt, phase_parser, run
+from question_optimizer.cli import count, dry_run_line, finish_on_interrupt, phase_parser, run
 
 if TYPE_CHECKING:
     from config import Settings
@@ -34,37 +34,30 @@ OUTPUT = "gold_dataset.json"
 LOG = "annotations.sqlite"
 
 
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__, calls_llm=True)
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="take the decisions from a JSONL file"
     )
     parser.add_argument(
-        "--show", type=_not_negative, metavar="N", help="print N random gold entries, and exit"
+        "--show", type=count, metavar="N", help="print N random gold entries, and exit"
     )
     parser.add_argument("--plain", action="store_true", help="line mode (the only one as yet)")
     return parser.parse_args(argv)
 
 
-def show(settings: Settings, count: int) -> int:
-    """Print `count` random entries of the gold set, the same ones for the same seed."""
+def show(settings: Settings, number: int) -> int:
+    """Print `number` random entries of the gold set, the same ones for the same seed."""
     from question_optimizer.gold import read_gold
     from question_optimizer.hostile_text import printable
 
     path = settings.data_dir / OUTPUT
     gold = read_gold(path).items
-    for item in random.Random(settings.seed).sample(gold, min(count, len(gold))):
+    for item in random.Random(settings.seed).sample(gold, min(number, len(gold))):
         print(f"— {item.chunk_id} · {item.persona_id} · {item.origin} · {item.split}")
         print(printable(item.chunk_text))
         print(f"→ {printable(item.gold_question)}\n")
-    print(f"{min(count, len(gold))} of {len(gold)} gold questions <- {path}")
+    print(f"{min(number, len(gold))} of {len(gold)} gold questions <- {path}")
     return 0
 
 
@@ -170,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     from config import accounts_of, load_settings
     from question_optimizer import files
     from question_optimizer.annotation.store import AnnotationStore
+    from question_optimizer.locks import only_one
     from question_optimizer.personas import load_personas
     from question_optimizer.records import Chunk
 
@@ -178,26 +172,33 @@ def main(argv: list[str] | None = None) -> int:
     if args.show is not None:
         return show(settings, args.show)
     source = settings.data_dir / "raw_chunks.jsonl"
+    files.check_schema(source)
     chunks = files.read_records(source, Chunk, made_by="fetch_chunks.py")
     personas = load_personas(settings.personas_file)
     decisions = read_decisions(args.replay) if args.replay else None
     accounts = accounts_of(settings)
     if args.dry_run:
         typical = sum(len(chunk.chunk_text) for chunk in chunks) / max(1, len(chunks)) + 2500
-        count = len(chunks) if decisions is None else len(decisions)
-        print(dry_run_line(accounts, {"teacher": count}, characters=typical))
+        calls = len(chunks) if decisions is None else len(decisions)
+        print(dry_run_line(accounts, {"teacher": calls}, characters=typical))
         return 0
-    with AnnotationStore(settings.data_dir / LOG) as store:
+    with (
+        only_one(settings.data_dir / f"{LOG}.lock", "another annotation session"),
+        AnnotationStore(settings.data_dir / LOG) as store,
+    ):
         todo = pending(chunks, store, decisions)
         try:
             if todo:
                 work(settings, args, accounts, store, todo, personas, decisions, chunks)
         finally:
-            count, rehearsal = export(store, settings)
+            gold, rehearsal = export(store, settings)
         left = len(pending(chunks, store, None))
+        unit = store.split_unit
     by = " (suggestions by the rehearsal)" if rehearsal else ""
     note = f", {left} chunks of the sample still open" if decisions is None and left else ""
-    print(f"{count} gold questions{by}{note} -> {settings.data_dir / OUTPUT}")
+    if unit in ("section", "chunk"):
+        print(f"too few documents to split by: items are split by {unit}", file=sys.stderr)
+    print(f"{gold} gold questions{by}{note} -> {settings.data_dir / OUTPUT}")
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ DEFAULTS = {
     "qdrant_api_key": None,
     "collection": None,
     "data_dir": "data",
-    "personas_file": "data/personas.json",
+    "personas_file": "data/personas.json",  # or the shipped one, where that does not exist
     "providers_file": "llm_providers.toml",
     "embedding_model": "all-MiniLM-L6-v2",
     "seed": 0,
@@ -76,6 +77,9 @@ def load_settings(args: argparse.Namespace, environ: Mapping[str, str] | None = 
     own = Path(str(chosen["data_dir"].value)) / "personas.json"
     if chosen["personas_file"].source == "default" and own.is_file():
         chosen["personas_file"] = Origin(own, "default, found in data_dir")
+    elif chosen["personas_file"].source == "default" and not Path("data/personas.json").is_file():
+        shipped = Path(__file__).parent / "data" / "personas.json"
+        chosen["personas_file"] = Origin(shipped, "default, as shipped")
     try:
         settings = Settings.model_validate(
             {name: origin.value for name, origin in chosen.items()}
@@ -146,4 +150,6 @@ def _print_config(settings: Settings, chosen: Mapping[str, Origin]) -> None:
     for name, origin in chosen.items():
         value = getattr(settings, name)
         shown = "********" if name in SECRETS and value is not None else value
+        if name == "qdrant_url" and value:
+            shown = re.sub(r"//[^/@]*@", "//********@", str(value))
         print(f"{name:16} {shown!s:40} {origin.source}")

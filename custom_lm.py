@@ -29,6 +29,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dspy
 from dspy import lm15
@@ -182,9 +183,12 @@ class _Core:
                         getattr(client, "raw_client", None) or client.client, client.model, chat
                     )
             except Exception as error:
+                if classify(error).kind == "bad_request":  # the item's fault, not the client's
+                    await self.dispatcher.release_client_on_success(client)
+                    raise
                 await self.dispatcher.release_client_on_failure(client)
                 attempts += 1
-                if classify(error).kind == "bad_request" or attempts >= _FOREIGN_ATTEMPTS:
+                if attempts >= _FOREIGN_ATTEMPTS:
                     raise
             except BaseException:
                 await self.dispatcher.release_client_on_success(client)
@@ -249,7 +253,7 @@ class _Engine:
             current.answered = call
         if self._core.usage:
             self._core.usage.record(key, call)
-        report(key, call, self._core.usage)
+        report(key, call, self._core.usage, fresh=True)
 
 
 class _SyncEngine(_Engine):
@@ -263,17 +267,22 @@ class _SyncEngine(_Engine):
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._core.is_ours:
             return self._core.dispatcher.run(coroutine)
-        return _foreign_loop().run(coroutine)
+        home = _foreign_home(self._core.dispatcher, None)
+        return asyncio.run_coroutine_threadsafe(coroutine, home).result()
 
 
 class _AsyncEngine(_Engine):
-    """For coroutines. A foreign dispatcher's locks belong to its caller's loop: stay on it."""
+    """For coroutines. A foreign dispatcher's locks belong to the loop that first used them."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         coroutine = self._core.answer(request)
         if self._core.is_ours:
             response, call = await self._core.dispatcher.run_async(coroutine)
         else:
+            here = asyncio.get_running_loop()
+            home = _foreign_home(self._core.dispatcher, here)
+            if home is not here:
+                coroutine = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, home))
             response, call = await coroutine
         self._note(request, call)
         return response
@@ -298,7 +307,7 @@ class _CachedUsage(BaseCallback):
         if current is None or current.answered or exception is not None or self._usage is None:
             return
         if (call := self._usage.find(current.key)) is not None:
-            report(current.key, call, self._usage)
+            report(current.key, call, self._usage, fresh=False)
 
 
 def _key_of_request(request: lm15.Request) -> str:
@@ -363,26 +372,30 @@ def _cost(config: Any, answer: ChatAnswer) -> float:
     return 0.0
 
 
-class _LoopThread:
-    """A background loop for sync calls through a foreign dispatcher."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="foreign-lm", daemon=True).start()
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+_homes: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+_homes_lock = threading.Lock()
 
 
-_foreign: list[_LoopThread] = []
-_foreign_lock = threading.Lock()
+def _foreign_home(
+    dispatcher: Any, running: asyncio.AbstractEventLoop | None
+) -> asyncio.AbstractEventLoop:
+    """The loop that a foreign dispatcher's locks are bound to: the first that used it and still
+    runs. `running` is the caller's own; a thread without one starts a background loop."""
+    with _homes_lock:
+        home = _homes.get(dispatcher)
+        if home is None or not home.is_running():
+            home = running or _background_loop()
+            _homes[dispatcher] = home
+        return home
 
 
-def _foreign_loop() -> _LoopThread:
-    with _foreign_lock:
-        if not _foreign:
-            _foreign.append(_LoopThread())
-        return _foreign[0]
+def _background_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    started = threading.Event()
+    loop.call_soon(started.set)
+    threading.Thread(target=loop.run_forever, name="foreign-lm", daemon=True).start()
+    started.wait()
+    return loop
 
 
 # ---------------------------------------------------------------------- what scripts open

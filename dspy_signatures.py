@@ -22,8 +22,6 @@ import dspy
 
 from question_optimizer.records import QueryFormat, QueryType
 
-SIGNATURE_NAMES = ("AnalyzeQueryRelevance", "GenerateFinalQuery")
-
 
 class AnalyzeQueryRelevance(dspy.Signature):
     """Decide what kind of query the persona would bring to this document chunk, and its format.

@@ -20,7 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from question_optimizer.cli import Progress, dry_run_line, finish_on_interrupt, phase_parser, run
+from question_optimizer.cli import (
+    Progress,
+    count,
+    dry_run_line,
+    finish_on_interrupt,
+    phase_parser,
+    run,
+)
 from question_optimizer.errors import FAILED_ITEMS
 
 if TYPE_CHECKING:
@@ -31,12 +38,17 @@ if TYPE_CHECKING:
 
 ARMS = ("original", "optimised")
 EXAMPLES = 5
+RUN_FILES = ("scores.jsonl", "report.html")  # besides summary.json, which the meta file is about
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__, calls_llm=True)
     parser.add_argument(
-        "--examples", type=int, default=EXAMPLES, metavar="N", help="how many to print (default: 5)"
+        "--examples",
+        type=count,
+        default=EXAMPLES,
+        metavar="N",
+        help="how many to print (default: 5)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead")
     parser.add_argument(
@@ -53,7 +65,12 @@ def evaluate(models: LanguageModels, items: list[GoldItem], pipeline: Path) -> l
     from question_optimizer.programs.judge import LLMMetric, QuestionJudge
     from question_optimizer.programs.runs import Arm, examples_of, run_quietly, threads_for
 
-    progress = Progress("judged", len(ARMS) * len(items), spend=lambda: models.dispatcher.spend)
+    progress = Progress(
+        "judged",
+        len(ARMS) * len(items),
+        spend=lambda: models.dispatcher.spend,
+        note=models.dispatcher.resting,
+    )
     llm_metric = LLMMetric(QuestionJudge(), models.lm("judge"), judged=progress.advance)
     programs = {"original": SyntheticQuestionPipeline(), "optimised": load_pipeline(pipeline)}
     examples = examples_of(items)
@@ -85,15 +102,19 @@ def summarise(rows: list[dict[str, Any]], *, seed: int) -> dict[str, Any]:
     arms = {}
     for arm in ARMS:
         mine = [scores[arm][item] for item in paired]
-        count = max(1, len(mine))
+        number = len(mine)
+        failed = sum(r["score"] is None for r in scores[arm].values())
+        if not mine:  # nothing was scored, and a zero would look like a score
+            arms[arm] = {"score": None, "passed": None, "failed": failed}
+            continue
         arms[arm] = {
-            "score": round(sum(r["score"] for r in mine) / count, 6),
+            "score": round(sum(r["score"] for r in mine) / number, 6),
             "passed": sum(r["score"] >= PASS_SCORE for r in mine),
-            **{c: round(sum(r["criteria"][c] for r in mine) / count, 4) for c in CRITERIA},
-            "tokens_per_question": round(sum(r["tokens"] for r in mine) / count, 1),
-            "seconds_per_question": round(sum(r["latency_seconds"] for r in mine) / count, 4),
-            "cost_per_question": round(sum(r["cost"] for r in mine) / count, 8),
-            "failed": sum(r["score"] is None for r in scores[arm].values()),
+            **{c: round(sum(r["criteria"][c] for r in mine) / number, 4) for c in CRITERIA},
+            "tokens_per_question": round(sum(r["tokens"] for r in mine) / number, 1),
+            "seconds_per_question": round(sum(r["latency_seconds"] for r in mine) / number, 4),
+            "cost_per_question": round(sum(r["cost"] for r in mine) / number, 8),
+            "failed": failed,
         }
     comparison = compare_paired(
         *([scores[arm][item]["score"] for item in paired] for arm in ARMS), seed=seed
@@ -116,6 +137,7 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], examples: int) -> 
     from rich.text import Text
 
     from question_optimizer.hostile_text import printable
+    from question_optimizer.reports import figure
 
     console = Console()
     table = Table(
@@ -126,9 +148,7 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], examples: int) -> 
         table.add_column(arm, justify="right")
     for key in summary["arms"][ARMS[0]]:
         cells = [summary["arms"][arm][key] for arm in ARMS]
-        table.add_row(
-            key.replace("_", " "), *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells)
-        )
+        table.add_row(key.replace("_", " "), *map(figure, cells))
     console.print(table)
     console.print(Text(verdict_sentence(summary)))
     by_item: dict[str, dict[str, dict[str, Any]]] = {}
@@ -149,6 +169,8 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], examples: int) -> 
 def verdict_sentence(summary: dict[str, Any]) -> str:
     """The comparison in one sentence, with what it rests on."""
     c = summary["comparison"]
+    if not c["n"]:
+        return "no item could be scored in both arms, so nothing can be said"
     if c["low"] is None:
         return (
             f"optimised − original: {c['difference']:+.3f} on {c['n']} items: too few to say more"
@@ -191,9 +213,27 @@ def main(argv: list[str] | None = None) -> int:
     inputs = {source.name: files.sha256(source), pipeline.name: files.sha256(pipeline)}
     folder = settings.data_dir / "runs" / f"evaluate-{files.digest([used, inputs])[:12]}"
     summary_file = folder / "summary.json"
-    if args.fresh or not files.is_finished(summary_file, settings=used, inputs=inputs):
+    if args.fresh or not is_complete(summary_file, used, inputs):
         make_run(settings, args, accounts, items, folder, used, inputs)
     return tell(folder, args)
+
+
+def is_complete(summary: Path, used: dict[str, Any], inputs: dict[str, str]) -> bool:
+    """Whether all of a run's files are there as they were made, and no item failed.
+
+    A run with failed items is made again by the same command: what was answered comes from the
+    cache, what failed is asked anew.
+    """
+    from question_optimizer import files
+
+    if not files.is_finished(summary, settings=used, inputs=inputs):
+        return False
+    meta = files.read_meta(summary, made_by="evaluate_pipeline.py")
+    there = {
+        name: files.sha256(path) if (path := summary.with_name(name)).is_file() else ""
+        for name in RUN_FILES
+    }
+    return not meta["counts"]["failed"] and meta["files"] == there
 
 
 def make_run(
@@ -229,7 +269,12 @@ def make_run(
         phase="evaluate_pipeline",
         settings=used,
         inputs=inputs,
-        counts={"items": summary["items"], "scored_in_both": summary["scored_in_both"]},
+        counts={
+            "items": summary["items"],
+            "failed": summary["items"] - summary["scored_in_both"],
+            "test_set_opened": summary["test_set_opened"],
+        },
+        files={name: files.sha256(folder / name) for name in RUN_FILES},
         usage=usage.as_dict(),
         rehearsal=rehearsal,
     )

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from question_optimizer.cli import phase_parser, run
+from question_optimizer.cli import phase_parser, positive, run
 from question_optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = phase_parser(__doc__)
     parser.add_argument(
         "--sample-size",
-        type=_positive,
+        type=positive,
         default=200,
         metavar="N",
         help="how many chunks (default: 200)",
@@ -52,13 +52,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="read a local folder although another process has it open",
     )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.strip().isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def open_source(settings: Settings, args: argparse.Namespace) -> ChunkStore:
@@ -118,7 +111,14 @@ def write(drawn: Sample, collection: str, settings: Settings, args: argparse.Nam
         "text_keys": dict(sorted(drawn.text_keys.items())),
     }
     for path in (rejected, output):
-        files.write_meta(path, phase="fetch_chunks", settings=used, inputs=inputs, counts=counts)
+        files.write_meta(
+            path,
+            phase="fetch_chunks",
+            settings=used,
+            inputs=inputs,
+            counts=counts,
+            rehearsal=settings.rehearsal,
+        )
     return output
 
 

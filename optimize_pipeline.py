@@ -19,7 +19,15 @@ import random
 import sys
 from typing import TYPE_CHECKING, Any
 
-from question_optimizer.cli import Progress, dry_run_line, finish_on_interrupt, phase_parser, run
+from question_optimizer.cli import (
+    Progress,
+    count,
+    dry_run_line,
+    finish_on_interrupt,
+    phase_parser,
+    run,
+    share,
+)
 from question_optimizer.errors import FAILED_ITEMS, StopRun
 
 if TYPE_CHECKING:
@@ -38,21 +46,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     search = parser.add_argument_group("search (DSPy's names)")
     search.add_argument(
         "--max-bootstrapped-demos",
-        type=int,
+        type=count,
         default=2,
         metavar="N",
         help="per predictor (default: 2)",
     )
     search.add_argument(
         "--num-candidate-programs",
-        type=int,
+        type=count,
         default=5,
         metavar="N",
         help="demo sets tried (default: 5)",
     )
     search.add_argument(
         "--pass-score",
-        type=float,
+        type=share,
         metavar="S",
         help="judge's score, 0 to 1, from which a question may become a demo (default: 0.75)",
     )
@@ -94,10 +102,12 @@ def compile_pipeline(
 
     from dspy_pipeline import SyntheticQuestionPipeline
     from question_optimizer.programs.judge import LLMMetric, QuestionJudge
-    from question_optimizer.programs.runs import run_quietly, threads_for
+    from question_optimizer.programs.runs import recording_failures, run_quietly, threads_for
 
     most = call_counts(len(train), len(dev), used)["judge"]
-    progress = Progress("judged", most, spend=lambda: models.dispatcher.spend)
+    progress = Progress(
+        "judged", most, spend=lambda: models.dispatcher.spend, note=models.dispatcher.resting
+    )
     llm_metric = LLMMetric(
         QuestionJudge(), models.lm("judge"), pass_score=used["pass_score"], judged=progress.advance
     )
@@ -115,7 +125,8 @@ def compile_pipeline(
             num_threads=threads_for(models.dispatcher),
             max_errors=10 * (len(train) + len(dev)),
         )
-        return optimizer.compile(SyntheticQuestionPipeline(), trainset=shuffled, valset=dev)
+        student = recording_failures(SyntheticQuestionPipeline)()
+        return optimizer.compile(student, trainset=shuffled, valset=dev)
 
     with dspy.context(lm=models.lm("student")), progress:
         compiled = run_quietly(search)
@@ -126,34 +137,31 @@ def compile_pipeline(
 def choose(
     programs: list[dict[str, Any]], llm_metric: LLMMetric
 ) -> tuple[dspy.Module, list[dict[str, Any]]]:
-    """The candidate with the best mean over the dev items that were really judged.
+    """The candidate with the best mean over the dev items that were judged in every candidate.
 
-    DSPy's own choice counts a failed judgement as zero; here it is left out. Ties go to the
+    DSPy's own choice counts a failed item as zero; here it is left out of all. Ties go to the
     earlier candidate, so the unoptimised program wins against equals.
     """
     from question_optimizer.programs.judge import Unjudged
 
-    unjudged = len(llm_metric.failures)
-    if unjudged > MAX_UNJUDGED * max(1, llm_metric.judgements):
+    failed = len(llm_metric.failures)
+    entries = sorted(programs, key=lambda entry: entry["seed"])
+    scores = list(zip(*(entry["subscores"] for entry in entries), strict=True))
+    judged = [row for row in scores if not any(isinstance(score, Unjudged) for score in row)]
+    if failed > MAX_UNJUDGED * max(1, llm_metric.judgements) or not judged:
         raise StopRun(
-            f"{unjudged} of {llm_metric.judgements} judgements failed ({llm_metric.failures[0]}); "
-            "no choice can rest on the rest; check the judge's accounts and run again",
+            f"{failed} of {llm_metric.judgements} questions could not be judged "
+            f"({llm_metric.failures[0]}); no choice can rest on the others; check the accounts and "
+            "run again",
             exit_code=FAILED_ITEMS,
         )
-    candidates = []
-    for entry in sorted(programs, key=lambda entry: entry["seed"]):
-        scores = [s for s in entry["subscores"] if not isinstance(s, Unjudged)]
-        candidates.append(
-            {
-                "seed": entry["seed"],
-                "dev_score": round(sum(scores) / len(scores), 6) if scores else 0.0,
-                "judged": len(scores),
-                "unjudged": len(entry["subscores"]) - len(scores),
-            }
-        )
-    best = max(candidates, key=lambda c: (c["dev_score"], -c["seed"]))
-    program = next(entry["program"] for entry in programs if entry["seed"] == best["seed"])
-    return program, candidates
+    means = [sum(column) / len(judged) for column in zip(*judged, strict=True)]
+    candidates = [
+        {"seed": entry["seed"], "dev_score": round(mean, 6), "judged": len(judged)}
+        for entry, mean in zip(entries, means, strict=True)
+    ]
+    best = max(range(len(entries)), key=lambda place: (candidates[place]["dev_score"], -place))
+    return entries[best]["program"], candidates
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -226,8 +234,8 @@ def report(program: dspy.Module, candidates: list[dict[str, Any]]) -> None:
 
     for candidate in candidates:
         kind = "unoptimised" if candidate["seed"] == -3 else f"candidate {candidate['seed']}"
-        missing = f", {candidate['unjudged']} unjudged" if candidate["unjudged"] else ""
-        print(f"  {kind:14} {candidate['dev_score']:.3f}{missing}", file=sys.stderr)
+        on = f"on {candidate['judged']} dev items"
+        print(f"  {kind:14} {candidate['dev_score']:.3f} {on}", file=sys.stderr)
     for name, predictor in program.named_predictors():
         print(f"  {name}: {len(predictor.demos)} demonstrations", file=sys.stderr)
         for demo in predictor.demos:

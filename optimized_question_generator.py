@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -32,13 +33,14 @@ from question_optimizer.errors import FAILED_ITEMS, StopRun, UserError, reason_o
 if TYPE_CHECKING:
     from question_optimizer.chunk_store import ChunkStore
     from question_optimizer.ledger import Ledger, Result
-    from question_optimizer.records import Chunk, Persona
+    from question_optimizer.records import Chunk, Persona, PointId
 
 T = TypeVar("T")
 OUTPUT = "generated_questions.jsonl"
 LEDGER = "generation.sqlite"
 DEFAULT_DATA_DIR = Path("data")
 _BATCH = 64  # chunks whose personas are matched together
+_PROBLEMS_SHOWN = 10
 _WRITE_EVERY = 50  # results between two write-backs through a client that is open anyway
 
 
@@ -70,11 +72,17 @@ class GenerationSummary:
         return self.points - known
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Character:
+    description: str
+    id: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class _Job:
     chunk: Chunk
-    persona_id: str | None
-    persona_description: str
+    persona: _Character
 
 
 class OptimizedQuestionGenerator:
@@ -174,15 +182,23 @@ class OptimizedQuestionGenerator:
         source = self._data_dir / "personas.json" if self._personas is None else self._personas
         return load_personas(Path(source)) if isinstance(source, str | Path) else list(source)
 
-    async def _characters(self, texts: list[str], run: _Offload) -> list[tuple[str | None, str]]:
-        """(persona id where known, description) for each text."""
+    async def _characters(self, texts: list[str], run: _Offload) -> list[_Character]:
+        """Who asks about each text. One text's failure is its own."""
         if self._persona_function is None:
             matched = await run.embedding(lambda: self._persona_matcher().choose(texts))
-            return [(persona.id, persona.description) for persona in matched]
-        function = self._persona_function
-        if inspect.iscoroutinefunction(function):
-            return [(None, str(await function(text))) for text in texts]
-        return [(None, str(c)) for c in await run.embedding(lambda: [function(t) for t in texts])]
+            return [_Character(persona.description, persona.id) for persona in matched]
+        return [await self._character(self._persona_function, text, run) for text in texts]
+
+    async def _character(
+        self, function: Callable[[str], Any], text: str, run: _Offload
+    ) -> _Character:
+        try:
+            chosen = await run.embedding(lambda: function(text))
+            if inspect.isawaitable(chosen):  # an async function, or anything that returns one
+                chosen = await chosen
+        except Exception as error:  # the host's code: this chunk fails, with the reason
+            return _Character("", problem=f"no persona: {reason_of(error)}")
+        return _Character(str(chosen))
 
     # ------------------------------------------------------------------ the run
 
@@ -213,12 +229,14 @@ class OptimizedQuestionGenerator:
     async def _opened(self) -> AsyncIterator[tuple[_Offload, ChunkStore, Ledger, Any]]:
         """Everything a run needs, opened off the loop and closed whatever happens."""
         from question_optimizer.ledger import Ledger
+        from question_optimizer.locks import only_one
 
-        with _Offload() as run:
-            program = await run.io(self._load_program)
+        lock = self._data_dir / f"{LEDGER}.lock"
+        program = self._load_program()
+        with only_one(lock, "another generator"), _Offload() as run:
             store = await run.io(self._open_store)
             try:
-                fingerprint = await run.io(self._fingerprint)
+                fingerprint = await run.io(lambda: self._fingerprint(store.collection))
                 ledger = await run.io(lambda: Ledger(self._data_dir / LEDGER, fingerprint))
                 try:
                     yield run, store, ledger, program
@@ -278,8 +296,8 @@ class OptimizedQuestionGenerator:
         batches = await run.io(lambda: self._pending(store, ledger, summary))
         while batch := await run.io(lambda: next(batches, None)):
             characters = await self._characters([chunk.chunk_text for chunk in batch], run)
-            for chunk, (persona_id, description) in zip(batch, characters, strict=True):
-                await queue.put(_Job(chunk, persona_id, description))
+            for chunk, character in zip(batch, characters, strict=True):
+                await queue.put(_Job(chunk, character))
         for _ in range(self._concurrency):
             await queue.put(None)
 
@@ -300,6 +318,10 @@ class OptimizedQuestionGenerator:
             summary.cost += result.cost
             if result.query:
                 summary.generated += 1
+            else:
+                summary.failed += 1
+                if len(summary.problems) < _PROBLEMS_SHOWN:
+                    summary.problems[str(result.chunk_id)] = result.reason
             self._progress(not result.query)
             if self._client is not None and result.query and summary.generated % _WRITE_EVERY == 0:
                 await self._write_back(run, store, ledger, summary)
@@ -311,11 +333,14 @@ class OptimizedQuestionGenerator:
         from question_optimizer.usage import metered
 
         made: dict[str, Any] = {}
-        reason = ""
+        reason = job.persona.problem
+        if reason:
+            digest = text_digest(job.chunk)
+            return Result(job.chunk.chunk_id, reason=reason, text_sha256=digest)
         with metered() as meter:
             try:
                 prediction = await program.acall(
-                    chunk_text=job.chunk.chunk_text, persona_description=job.persona_description
+                    chunk_text=job.chunk.chunk_text, persona_description=job.persona.description
                 )
                 made = {
                     "query": " ".join(str(prediction.query or "").split()) or None,
@@ -329,8 +354,9 @@ class OptimizedQuestionGenerator:
                 reason = reason_of(error)
         return Result(
             chunk_id=job.chunk.chunk_id,
+            text_sha256=text_digest(job.chunk),
             **made,
-            persona_id=job.persona_id,
+            persona_id=job.persona.id,
             model=next((call.model for call in reversed(meter.calls.values())), None),
             tokens=meter.total.input_tokens + meter.total.output_tokens,
             cost=meter.total.cost,
@@ -355,7 +381,7 @@ class OptimizedQuestionGenerator:
                 summary.without_text += 1
                 continue
             stored = payload.get(QUERY_KEY)
-            made = ledger.query_of(point_id)
+            made = ledger.query_of(point_id, text_digest(chunk))
             if made is None and stored and not self._overwrite:
                 summary.already_there += 1
                 continue
@@ -395,15 +421,19 @@ class OptimizedQuestionGenerator:
             return
         client, owned = self._writing_client()
         try:
-            while results := ledger.unwritten(1000):
+            last: PointId = ""
+            while results := ledger.unwritten(1000, after=last):
                 report = write_queries(
                     client,
                     collection,
                     ((r.chunk_id, r.query or "", self._provenance(r, ledger)) for r in results),
                 )
-                ledger.mark_written(result.chunk_id for result in results)
+                # Those that are missing keep waiting: they may be another folder's.
+                missing = set(report.missing)
+                ledger.mark_written(r.chunk_id for r in results if r.chunk_id not in missing)
                 summary.written += report.changed
-                summary.missing += len(report.missing)
+                summary.missing += len(missing)
+                last = results[-1].chunk_id
         finally:
             if owned:
                 client.close()
@@ -454,8 +484,8 @@ class OptimizedQuestionGenerator:
             return load_pipeline(Path(self._pipeline))
         return self._pipeline
 
-    def _fingerprint(self) -> str:
-        """What the questions depend on: pipeline, personas, models."""
+    def _fingerprint(self, collection: str) -> str:
+        """Whose questions these are, and what they depend on: pipeline, personas, models."""
         if self._pipeline is None:
             pipeline = "original"
         elif isinstance(self._pipeline, str | Path):
@@ -467,13 +497,12 @@ class OptimizedQuestionGenerator:
             personas: Any = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
         else:
             personas = [persona.model_dump() for persona in self._persona_list()]
-        return files.digest([pipeline, personas, _models(self._dispatcher)])[:16]
+        return files.digest(
+            [collection, self._text_key, pipeline, personas, _models(self._dispatcher)]
+        )[:16]
 
     def _export(self, ledger: Ledger, summary: GenerationSummary, collection: str) -> None:
         """Every question of this configuration as JSONL, made from the ledger."""
-        failed = ledger.failed()
-        summary.failed = len(failed)
-        summary.problems = {str(result.chunk_id): result.reason for result in failed[:10]}
         done = ledger.done()
         output = self._data_dir / OUTPUT
         rows = [
@@ -495,7 +524,7 @@ class OptimizedQuestionGenerator:
             phase="optimized_question_generator",
             settings={"collection": collection, "models": summary.models},
             inputs={"configuration": ledger.fingerprint},
-            counts={"questions": len(done), "failed": len(failed)},
+            counts={"questions": len(done), "failed": len(ledger.failed())},
             usage={
                 "tokens": sum(r.tokens for r in done),
                 "cost": round(sum(r.cost for r in done), 6),
@@ -547,6 +576,11 @@ class _Offload:
         return await asyncio.get_running_loop().run_in_executor(self._embedding, work)
 
 
+def text_digest(chunk: Chunk) -> str:
+    """What a result belongs to, besides the chunk's id."""
+    return hashlib.sha256(chunk.chunk_text.encode()).hexdigest()
+
+
 def _slots(dispatcher: Any) -> int:
     """How many chunks to work on at once: the student accounts' total concurrency."""
     if hasattr(dispatcher, "slots"):
@@ -566,7 +600,7 @@ def _models(dispatcher: Any) -> list[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    from question_optimizer.cli import phase_parser
+    from question_optimizer.cli import count, phase_parser
 
     parser = phase_parser(__doc__, calls_llm=True)
     parser.add_argument(
@@ -579,7 +613,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--overwrite", action="store_true", help="also chunks that have a question already"
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only the first N chunks that need a question"
+        "--limit", type=count, metavar="N", help="only the first N chunks that need a question"
     )
     parser.add_argument("--text-key", metavar="KEY", help="payload key of the text; dots descend")
     parser.add_argument(
@@ -619,7 +653,10 @@ def main(argv: list[str] | None = None) -> int:
             progress=lambda failed: progress.advance(failed=failed),
         )
         progress = Progress(
-            "chunks", lambda: generator.summary.to_do, spend=lambda: dispatcher.spend
+            "chunks",
+            lambda: generator.summary.to_do,
+            spend=lambda: dispatcher.spend,
+            note=dispatcher.resting,
         )
         with finish_on_interrupt(dispatcher), progress:
             summary = asyncio.run(_generate_and_close(generator, dispatcher))

@@ -78,8 +78,10 @@ class ClientStore:
             return [d.name for d in self.client.get_collections().collections], {}
         except Exception:
             self.close()
+            denied = getattr(error, "status_code", None) in (401, 403)
+            advice = "set QO_QDRANT_API_KEY" if denied else "is it running there?"
             raise UserError(
-                f"{self._where}: no answer from Qdrant ({reason_of(error)}); is it running there?"
+                f"{self._where}: no answer from Qdrant ({reason_of(error)}); {advice}"
             ) from error
 
     @contextmanager
@@ -213,7 +215,13 @@ def _client_on(path: Path) -> QdrantClient:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "local mode is not recommended for more than 20,000"
-        return QdrantClient(path=str(path), force_disable_check_same_thread=True)
+        try:
+            return QdrantClient(path=str(path), force_disable_check_same_thread=True)
+        except RuntimeError as error:  # somebody was faster
+            raise UserError(
+                f"{path}: locked; close the other Qdrant client and run this again",
+                exit_code=TRY_LATER,
+            ) from error
 
 
 # ---------------------------------------------------------------------- reading
@@ -260,7 +268,7 @@ def chunk_of(
     text, key = extract_text(payload, text_key)
     if not text:
         return None, ""
-    metadata = {**_node(payload).get("metadata", {}), **payload}
+    metadata = {**_nested(payload), **_node(payload).get("metadata", {}), **payload}
     origin = metadata.get("origin")
     file_name = metadata.get("file_name") or (
         origin.get("filename") if isinstance(origin, dict) else None
@@ -324,6 +332,14 @@ def _node(payload: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content.get("metadata", {}), dict):
         return {**content, "metadata": {}}
     return content
+
+
+def _nested(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """LangChain keeps a document's metadata one level down, its file under `source`."""
+    nested = payload.get("metadata")
+    if not isinstance(nested, dict):
+        return {}
+    return {"file_name": nested.get("source"), **nested}
 
 
 def _known(metadata: Mapping[str, Any], *keys: str) -> str | None:

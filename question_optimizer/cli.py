@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from question_optimizer.errors import INTERRUPTED, StopRun, UserError
 from question_optimizer.hostile_text import printable
@@ -70,9 +70,42 @@ def phase_parser(
             "--dry-run", action="store_true", help="say what would be called and spent, and exit"
         )
         money.add_argument(
-            "--max-cost", type=float, metavar="X", help="refuse the call that would pass this sum"
+            "--max-cost", type=amount, metavar="X", help="refuse the call that would pass this sum"
         )
     return parser
+
+
+def amount(text: str) -> float:
+    """argparse type: a finite number, not negative."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number, not negative")
+    return number
+
+
+def share(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    number = amount(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return number
+
+
+def count(text: str) -> int:
+    """argparse type: a whole number, not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError("must be a whole number, not negative")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
 
 
 def run(main: Callable[[], int]) -> int:
@@ -115,7 +148,11 @@ def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
     asked = threading.Event()
     stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
 
-    def leave(*_: object) -> None:
+    def leave() -> None:
+        print(
+            f"{_script()}: left with calls in flight; resume with: {resume_command()}", file=stream
+        )
+        stream.flush()
         os._exit(INTERRUPTED)
 
     def on_signal(number: int, frame: object) -> None:
@@ -151,20 +188,25 @@ class Progress:
         total: int | Callable[[], int],
         *,
         spend: Callable[[], float] | None = None,
+        note: Callable[[], str] = str,
     ):
+        self._note = note
         self._what = what
         self._total = total if callable(total) else lambda: total
         self._spend = spend
         self._done = self._failed = 0
         self._started = self._shown = time.monotonic()
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self._stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
         self._terminal = self._stream.isatty()
 
     def __enter__(self) -> Progress:
+        threading.Thread(target=self._tick, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._over.set()
         if self._terminal and self._done:
             self._draw()
             print(file=self._stream)
@@ -179,6 +221,14 @@ class Progress:
                 self._shown = now
                 self._draw()
 
+    def _tick(self) -> None:
+        """Say something also while nothing ends: a silent minute looks like a dead program."""
+        while not self._over.wait(_LOG_EVERY_SECONDS):
+            with self._lock:
+                if time.monotonic() - self._shown >= _LOG_EVERY_SECONDS:
+                    self._shown = time.monotonic()
+                    self._draw()
+
     def _draw(self) -> None:
         elapsed = time.monotonic() - self._started
         total = max(self._total(), self._done)
@@ -186,7 +236,10 @@ class Progress:
         parts = [f"{self._what} {self._done}/{total}", f"{self._failed} failed"]
         if self._spend and (spend := self._spend()):
             parts.append(f"spent {spend:.4f}")
-        parts.append(f"{_duration(left)} left")
+        if self._done:
+            parts.append(f"{_duration(left)} left")
+        if note := self._note():
+            parts.append(note)
         line = ", ".join(parts)
         if self._terminal:
             filled = round(20 * self._done / max(1, total))
@@ -238,11 +291,3 @@ def dry_run_line(
         took = f"at least {days:.1f} days at the present daily limits"
     tokens = total * (prompt_tokens + answer_tokens)
     return f"dry run: {total} calls ({by_role}), about {tokens:,.0f} tokens, {price}, {took}"
-
-
-def flag_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as a meta file keeps them: paths as text, nothing secret."""
-    return {
-        name: value if isinstance(value, int | float | bool | None) else str(value)
-        for name, value in values.items()
-    }

@@ -87,7 +87,7 @@ class DailyLog:
     def __init__(self, path: Path | None, *, today: Callable[[], str]):
         self._path = path
         self._today = today
-        self._counts: dict[str, dict[str, dict[str, int]]] = {}
+        self._counts = self._read(path) if path else {}  # unreadable: say so before any call
         self._pending: dict[tuple[str, str], list[int]] = {}
         self._flushed_at = 0.0
 
@@ -502,6 +502,12 @@ class LLMDispatcher:
     def models(self, role: Role | None = None) -> list[str]:
         """The models that serve `role`, sorted."""
         return sorted({a.config.model for a in self._accounts if _serves(a, role)})
+
+    def resting(self) -> str:
+        """Which accounts rest, and for how long yet; '' if none does."""
+        now = self._clock()
+        rests = [(a.config.name, a.rests_until - now) for a in self._accounts if not a.out]
+        return ", ".join(f"{name} rests {left:.0f} s" for name, left in rests if left >= 1)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """One plain dict per account: counts, tokens, spend, state. No key, no address."""

@@ -206,6 +206,12 @@ def read_meta(path: Path, *, made_by: str) -> dict[str, Any]:
     return meta
 
 
+def check_schema(path: Path) -> None:
+    """UserError if `path` was made by a newer program; a file without meta may pass."""
+    if meta_path(path).exists():
+        read_meta(path, made_by="the phase that makes it")
+
+
 def is_finished(path: Path, *, settings: dict[str, Any], inputs: dict[str, Any]) -> bool:
     """Whether `path` was finished from exactly these settings and inputs and is untouched since."""
     if not (path.is_file() and meta_path(path).is_file()):

@@ -37,6 +37,7 @@ def read_gold(path: Path) -> GoldSet:
     Items without a side (a set made by another tool) are assigned one by document; those that have
     one keep it.
     """
+    files.check_schema(path)
     rows = files.read_json(path, made_by=_MADE_BY)
     if not isinstance(rows, list):
         raise UserError(f"{path}: must be a list of gold items; rerun {_MADE_BY}")

@@ -1,8 +1,9 @@
 """The generator's ledger: every chunk's state, by chunk id and configuration, in SQLite.
 
 A result is on disk before the next is asked for, so a killed run repeats at most the calls in
-flight. `fingerprint` stands for pipeline, personas and models: results of another configuration
-are another run's and are left alone.
+flight. `fingerprint` stands for collection, pipeline, personas and models: results of another
+configuration are another run's and are left alone. A result belongs to a text: it counts no more
+when a chunk was ingested anew with the same id and other words.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from question_optimizer.sqlite_file import open_database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunks (
-    fingerprint TEXT NOT NULL, chunk_id TEXT NOT NULL, state TEXT NOT NULL,
+    fingerprint TEXT NOT NULL, chunk_id TEXT NOT NULL, text_sha256 TEXT NOT NULL,
+    state TEXT NOT NULL,
     query TEXT, query_type TEXT, query_format TEXT, persona_id TEXT, model TEXT,
     tokens INTEGER NOT NULL DEFAULT 0, cost REAL NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0,
@@ -40,6 +42,7 @@ class Result:
     tokens: int = 0
     cost: float = 0.0
     reason: str = ""
+    text_sha256: str = ""  # of the text it was made from
 
 
 class Ledger:
@@ -58,10 +61,11 @@ class Ledger:
         state = "done" if result.query else "failed"
         with self._connection:
             self._connection.execute(
-                "INSERT INTO chunks (fingerprint, chunk_id, state, query, query_type, "
+                "INSERT INTO chunks (fingerprint, chunk_id, text_sha256, state, query, query_type, "
                 "query_format, persona_id, model, tokens, cost, reason, attempts) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1) "
-                "ON CONFLICT DO UPDATE SET state=excluded.state, query=excluded.query, "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1) "
+                "ON CONFLICT DO UPDATE SET text_sha256=excluded.text_sha256, "
+                "state=excluded.state, query=excluded.query, "
                 "query_type=excluded.query_type, query_format=excluded.query_format, "
                 "persona_id=excluded.persona_id, model=excluded.model, "
                 "tokens=tokens+excluded.tokens, cost=cost+excluded.cost, "
@@ -69,6 +73,7 @@ class Ledger:
                 (
                     self.fingerprint,
                     str(result.chunk_id),
+                    result.text_sha256,
                     state,
                     result.query,
                     result.query_type,
@@ -81,17 +86,19 @@ class Ledger:
                 ),
             )
 
-    def query_of(self, chunk_id: PointId) -> str | None:
-        """The query made for a chunk, None if there is none yet."""
+    def query_of(self, chunk_id: PointId, text_sha256: str = "") -> str | None:
+        """The query made for a chunk's present text, None if there is none yet."""
         row = self._connection.execute(
-            "SELECT query FROM chunks WHERE fingerprint=? AND chunk_id=? AND state='done'",
-            (self.fingerprint, str(chunk_id)),
+            "SELECT query FROM chunks "
+            "WHERE fingerprint=? AND chunk_id=? AND text_sha256=? AND state='done'",
+            (self.fingerprint, str(chunk_id), text_sha256),
         ).fetchone()
         return row[0] if row else None
 
-    def unwritten(self, limit: int) -> list[Result]:
-        """Up to `limit` results that are not yet in the collection, by chunk id."""
-        return self._select("AND state='done' AND written=0 ORDER BY chunk_id LIMIT ?", limit)
+    def unwritten(self, limit: int, *, after: PointId = "") -> list[Result]:
+        """Up to `limit` results not yet in the collection, by chunk id, from `after` on."""
+        condition = "AND state='done' AND written=0 AND chunk_id>? ORDER BY chunk_id LIMIT ?"
+        return self._select(condition, str(after), limit)
 
     def done(self) -> list[Result]:
         """Every result with a query, by chunk id."""
@@ -109,10 +116,10 @@ class Ledger:
                 [(int(written), self.fingerprint, str(chunk_id)) for chunk_id in chunk_ids],
             )
 
-    def _select(self, condition: str, *values: int) -> list[Result]:
+    def _select(self, condition: str, *values: object) -> list[Result]:
         rows = self._connection.execute(
-            "SELECT chunk_id, query, query_type, query_format, persona_id, model, tokens, cost, "  # noqa: S608
-            f"reason FROM chunks WHERE fingerprint=? {condition}",
+            "SELECT chunk_id, query, query_type, query_format, persona_id, model, tokens, "  # noqa: S608
+            f"cost, reason, text_sha256 FROM chunks WHERE fingerprint=? {condition}",
             (self.fingerprint, *values),
         )
         return [Result(_point_id(row[0]), *row[1:]) for row in rows]

@@ -201,6 +201,10 @@ def _account(path: Path, number: int, entry: Any, environ: Mapping[str, str]) ->
     key = "none"  # local servers want some key and read none
     if parsed.api_key_env:
         key = environ.get(parsed.api_key_env, "").strip()
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", parsed.api_key_env):  # somebody pasted the key
+            raise UserError(
+                f"{path}: account {parsed.name!r}: api_key_env must name a variable, in capitals"
+            )
         if not key:
             raise UserError(
                 f"{path}: account {parsed.name!r}: {parsed.api_key_env} is not set; "
@@ -279,8 +283,8 @@ async def _complete_openai(client: Any, model: str, request: ChatRequest) -> Cha
     }
     given = {name: value for name, value in options.items() if value is not None}
     response = await client.chat.completions.create(model=model, messages=messages, **given)
-    if not response.choices:
-        raise ValueError("the provider answered without any choice")
+    if not getattr(response, "choices", None):  # a proxy's error page comes as a plain string
+        raise ValueError("the provider's answer is no chat completion")
     choice, usage = response.choices[0], response.usage
     return ChatAnswer(
         text=choice.message.content or "",

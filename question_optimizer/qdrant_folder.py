@@ -18,7 +18,6 @@ import base64
 import binascii
 import io
 import json
-import os
 import pickle
 import shutil
 import sqlite3
@@ -36,6 +35,7 @@ from urllib.parse import quote
 from pydantic_core import to_jsonable_python
 
 from question_optimizer.errors import TRY_LATER, UserError, reason_of
+from question_optimizer.locks import lock_holder
 from question_optimizer.records import PointId
 
 _BATCH = 200
@@ -262,9 +262,12 @@ class QdrantFolder:
             raise UserError(
                 f"{self._file}: missing, though meta.json lists the collection; {_RESTORE}"
             )
-        size = self._file.stat().st_size
-        with self._file.open("rb") as file:
-            header = file.read(100)
+        try:
+            size = self._file.stat().st_size
+            with self._file.open("rb") as file:
+                header = file.read(100)
+        except OSError as error:
+            raise UserError(f"{self._file}: cannot be read ({error.strerror})") from error
         if not header.startswith(_SQLITE_MAGIC):
             what = "is empty" if not size else "is not a SQLite database"
             raise UserError(f"{self._file}: {what}; {_RESTORE}")
@@ -359,6 +362,8 @@ def choose_collection(
     if wanted is None:
         if len(names) == 1:
             return names[0]
+        if not names:
+            raise UserError(f"{where}: has no collection; ingest documents first")
         raise UserError(
             f"{where}: has {len(names)} collections ({listed}); choose one with --collection"
         )
@@ -376,7 +381,7 @@ def refuse_if_locked(path: Path, *, patience_seconds: float = _LOCK_PATIENCE_SEC
     """
     lock = path / ".lock"
     deadline = time.monotonic() + patience_seconds
-    while (holder := _lock_holder(lock)) is not None:
+    while (holder := lock_holder(lock)) is not None:
         if time.monotonic() >= deadline:
             who = f" by {holder}" if holder else ""
             raise UserError(
@@ -384,51 +389,3 @@ def refuse_if_locked(path: Path, *, patience_seconds: float = _LOCK_PATIENCE_SEC
                 exit_code=TRY_LATER,
             )
         time.sleep(0.1)
-
-
-def _lock_holder(lock: Path) -> str | None:
-    """None: free. Otherwise who holds it, '' where that cannot be found out."""
-    try:
-        file = lock.open("rb")
-    except FileNotFoundError:
-        return None
-    except PermissionError:
-        # Windows locks make the file unreadable; on POSIX a file we may not read tells nothing.
-        return "" if os.name == "nt" else None
-    with file:
-        try:
-            import fcntl
-        except ImportError:
-            return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder_by_proc(os.fstat(file.fileno()).st_ino)
-        except OSError:  # a file system without flock: nobody can hold one
-            return None
-    return None
-
-
-def _holder_by_proc(inode: int) -> str:
-    """The process that Linux lists as holding an exclusive flock on this inode, '' if none is."""
-    try:
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        fields = line.replace("-> ", "").split()
-        # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:123456 0 EOF
-        # The device is not compared: overlay and btrfs report another one to stat().
-        if len(fields) >= 6 and fields[3] == "WRITE" and fields[5].endswith(f":{inode}"):
-            return _process_name(int(fields[4]))
-    return ""
-
-
-def _process_name(pid: int) -> str:
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return f"process {pid}"
-    command = " ".join(part.decode(errors="replace") for part in arguments if part)
-    command = "".join(char for char in command if char.isprintable())
-    return f"process {pid} ({command[:60]})" if command else f"process {pid}"

@@ -62,12 +62,22 @@ def write_evaluation_report(
     files.write_atomic(folder / "report.html", _page("Evaluation", body))
 
 
+def figure(value: float | int | None) -> str:
+    """A table's cell: three decimals for a mean, a dash where nothing was measured."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def _arm_table(by_arm: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> str:
     head = "".join(f"<th>{_text(arm)}</th>" for arm in arms)
     lines = []
     for key in by_arm[arms[0]]:
         cells = (by_arm[arm][key] for arm in arms)
-        shown = "".join(f"<td>{f'{c:.3f}' if isinstance(c, float) else c}</td>" for c in cells)
+        shown = "".join(
+            f"<td>{f'{c:.3f}' if isinstance(c, float) else '–' if c is None else c}</td>"
+            for c in cells
+        )
         lines.append(f"<tr><td>{_text(key.replace('_', ' '))}</td>{shown}</tr>")
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 

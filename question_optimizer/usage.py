@@ -8,12 +8,13 @@ out the same whether or not a run was interrupted.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from question_optimizer.sqlite_file import open_database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -73,6 +74,7 @@ class _Meter:
 
     def __init__(self) -> None:
         self.calls: dict[str, CallUsage] = {}
+        self.fresh = 0  # of them, answered now and not from a cache
 
     @property
     def total(self) -> Usage:
@@ -92,12 +94,7 @@ class UsageLog:
     def __init__(self, path: Path | None):
         self._lock = threading.Lock()
         self.seen = _Meter()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=30)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(_SCHEMA)
+        self._connection = open_database(path, _SCHEMA, version=1, durable=False)
 
     def record(self, request: str, call: CallUsage) -> None:
         """Remember `call` for `request`, replacing what was known."""
@@ -140,9 +137,8 @@ def metered() -> Iterator[_Meter]:
         _meters.reset(token)
 
 
-def report(request: str, call: CallUsage, log: UsageLog | None) -> None:
-    """Tell the enclosing `metered` blocks, and `log`, of a call."""
-    for meter in _meters.get():
+def report(request: str, call: CallUsage, log: UsageLog | None, *, fresh: bool) -> None:
+    """Tell the enclosing `metered` blocks, and `log`, of a call, `fresh` or from a cache."""
+    for meter in (*_meters.get(), *([log.seen] if log else [])):
         meter.calls[request] = call
-    if log is not None:
-        log.seen.calls[request] = call
+        meter.fresh += fresh

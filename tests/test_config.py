@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import Settings, accounts_of, load_settings
+from conftest import ROOT
 from question_optimizer.cli import phase_parser, run
 from question_optimizer.errors import UserError
 
@@ -33,7 +34,7 @@ def test_defaults_are_those_the_readme_tells() -> None:
         "qdrant_api_key": None,
         "collection": None,
         "data_dir": Path("data"),
-        "personas_file": Path("data/personas.json"),
+        "personas_file": ROOT / "data/personas.json",
         "providers_file": Path("llm_providers.toml"),
         "embedding_model": "all-MiniLM-L6-v2",
         "seed": 0,
@@ -189,7 +190,7 @@ def test_print_config_shows_each_value_and_its_origin_and_exits(
         "qdrant_api_key": ["********", "environment QO_QDRANT_API_KEY"],
         "collection": ["docs", "flag --collection"],
         "data_dir": ["elsewhere", "environment QO_DATA_DIR"],
-        "personas_file": ["data/personas.json", "default"],
+        "personas_file": [str(ROOT / "data/personas.json"), "default, as shipped"],
         "providers_file": ["llm_providers.toml", "default"],
         "embedding_model": ["all-MiniLM-L6-v2", "default"],
         "seed": ["2", ".env QO_SEED"],
@@ -255,6 +256,9 @@ def test_personas_in_the_data_dir_come_before_the_shipped_ones(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     args = phase_parser("").parse_args(["--data-dir", "mine"])
+    assert load_settings(args, {}).personas_file == ROOT / "data" / "personas.json"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "personas.json").write_text("[]")
     assert load_settings(args, {}).personas_file == Path("data/personas.json")
     (tmp_path / "mine" / "personas.json").write_text("[]")
     assert load_settings(args, {}).personas_file == Path("mine/personas.json")

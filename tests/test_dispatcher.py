@@ -413,6 +413,23 @@ def test_a_rate_limit_rests_its_account_for_as_long_as_the_provider_says(
     assert set(provider.names[1:-1]) == {"free"}
 
 
+def test_what_rests_can_be_seen_and_for_how_long() -> None:
+    async def main() -> list[str]:
+        dispatcher = dispatcher_of(account("long"), account("short"), account("out"))
+        leases = [await dispatcher.get_available_client() for _ in range(3)]
+        said = [dispatcher.resting()]
+        for lease, pause in zip(leases, (90.0, 10.0), strict=False):
+            failure = Failure("rate_limited", "429", retry_after=pause)
+            await dispatcher.release_client_on_failure(lease, failure)
+        await dispatcher.release_client_on_failure(leases[2], Failure("account_out", "401"))
+        for seconds in (0, 30, 60):
+            await asyncio.sleep(seconds)
+            said.append(dispatcher.resting())
+        return said
+
+    assert run(main()) == ["", "long rests 90 s, short rests 10 s", "long rests 60 s", ""]
+
+
 def test_rate_limits_cost_the_item_no_attempt() -> None:
     async def main() -> tuple[Provider, dict[str, Any]]:
         dispatcher = dispatcher_of(account())
@@ -938,28 +955,30 @@ def test_a_damaged_log_stops_the_run_rather_than_forgetting_the_quota(
     log = tmp_path / "log.json"
     log.write_text(content)
 
-    async def main() -> StopRun:
-        dispatcher = dispatcher_of(account(daily_limit=5), log_file=log)
-        return await stopped(ask(dispatcher, Provider()))
+    async def first_call() -> None:
+        await ask(dispatcher_of(account(daily_limit=5), log_file=log), Provider())
 
-    stop = run(main())
+    stop = run(stopped(first_call()))
     assert stop.exit_code == USAGE
     assert str(stop).startswith(f"{log}: unreadable (")
     assert str(stop).endswith("; repair it, or delete it to forget today's counts")
     assert log.read_text() == content
 
 
-def test_a_log_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file where the folder should be")
+@pytest.mark.parametrize("in_the_way", ["a file for the folder", "a folder for the lock"])
+def test_a_log_that_cannot_be_written_stops_the_run(tmp_path: Path, in_the_way: str) -> None:
+    log = tmp_path / "data" / "log.json"
+    if in_the_way == "a file for the folder":
+        log.parent.write_text("")
+    else:
+        (log.parent / "log.json.lock").mkdir(parents=True)
 
-    async def main() -> StopRun:
-        log = tmp_path / "data" / "log.json"
-        dispatcher = dispatcher_of(account(daily_limit=5), log_file=log)
-        return await stopped(ask(dispatcher, Provider()))
+    async def first_call() -> None:
+        await ask(dispatcher_of(account(daily_limit=5), log_file=log), Provider())
 
-    stop = run(main())
+    stop = run(stopped(first_call()))
     assert stop.exit_code == USAGE
-    assert str(stop).startswith(f"{tmp_path / 'data' / 'log.json'}: cannot be written (")
+    assert str(stop).startswith(f"{log}: cannot be written (")
 
 
 SPEND_THE_DAY = """
@@ -1338,10 +1357,10 @@ def test_closing_while_threads_keep_asking_leaves_none_of_them_waiting() -> None
     for _ in range(60):
         dispatcher = LLMDispatcher([account()])
         threads = [on_a_thread(ask_until_stopped, dispatcher) for _ in range(4)]
-        while dispatcher.calls < 4:
+        while dispatcher.calls < 4 and not any(thread.done() for thread in threads):
             time.sleep(0.001)
         dispatcher.close()
-        assert [t.result(timeout=10) for t in threads] == ["the dispatcher is closed"] * 4
+        assert [t.result(timeout=30) for t in threads] == ["the dispatcher is closed"] * 4
 
 
 def test_a_home_loop_that_stands_still_is_left_for_one_that_runs() -> None:
@@ -1352,7 +1371,7 @@ def test_a_home_loop_that_stands_still_is_left_for_one_that_runs() -> None:
         lease = loop.run_until_complete(dispatcher.get_available_client())
         loop.run_until_complete(dispatcher.release_client_on_success(lease))
         again = on_a_thread(dispatcher.run, dispatcher.get_available_client())
-        assert again.result(timeout=5).name == "a"
+        assert again.result(timeout=30).name == "a"
     finally:
         loop.close()
 

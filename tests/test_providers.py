@@ -193,6 +193,10 @@ WRONG_FILES = {
         of_account('roles = ["student", "poet"]'),
         "{path}: account 1: roles.1: Input should be 'student', 'teacher' or 'judge'; " + EXAMPLE,
     ),
+    "key for its variable": (
+        GOOD.replace("FIRST_KEY", KEY),
+        "{path}: account 'first': api_key_env must name a variable, in capitals",
+    ),
     "variable unset": (
         GOOD.replace("FIRST", "OTHER"),
         "{path}: account 'first': OTHER_KEY is not set; "
@@ -628,6 +632,9 @@ class Telephone:
             if self.what == "breaks off":
                 line.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
                 line.sendall(b'Content-Length: 5000\r\n\r\n{"id": "chatcmpl-1", "cho')
+            if self.what == "shows a page":
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n")
+                line.sendall(b"Content-Length: 15\r\n\r\n<html>Hi</html>")
             if self.what == "talks nonsense":
                 line.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
                 line.sendall(b'Content-Length: 6\r\n\r\n{"id":')
@@ -662,6 +669,7 @@ def telephone() -> Iterator[Callable[[str], Telephone]]:
         ("breaks off", {}, ("APIConnectionError", "APITimeoutError")),
         ("says nothing", {"timeout": 0.3}, ("APITimeoutError",)),
         ("talks nonsense", {}, ("JSONDecodeError",)),
+        ("shows a page", {}, ("ValueError: the provider's answer is no",)),
     ],
 )
 async def test_a_line_that_fails_is_a_passing_fault(
@@ -689,7 +697,7 @@ async def test_an_answer_without_any_choice_is_a_passing_fault(server: LLMServer
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []}
     server.fail = lambda n: (200, {}, json.dumps(body))
     assert await failure_of(config_of("openai", server.url)) == Failure(
-        "transient", "ValueError: the provider answered without any choice"
+        "transient", "ValueError: the provider's answer is no chat completion"
     )
 
 

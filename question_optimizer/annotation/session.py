@@ -53,7 +53,13 @@ class Offer:
 
 
 class Decider(Protocol):
-    """A source of decisions."""
+    """A source of decisions.
+
+    `patience_seconds` is how long it waits for suggestions before a chunk is offered without; None
+    is for ever.
+    """
+
+    patience_seconds: float | None
 
     def persona_id(self, chunk: Chunk) -> str | None:
         """The persona already chosen for `chunk`, if one was."""
@@ -89,8 +95,9 @@ def annotate(
     expected = [chunk for chunk in chunks if decider.expects_gold(chunk)]
     groups = store.assign_splits(chunks, expected=expected, sample=sample or chunks, seed=seed)
     decided = 0
-    with ThreadPoolExecutor(max_workers=lookahead) as pool:
-        offers = _offers(chunks, matcher, suggester, decider, pool, lookahead)
+    pool = ThreadPoolExecutor(max_workers=lookahead)
+    offers = _offers(chunks, matcher, suggester, decider, pool, lookahead)
+    try:
         for offer in offers:
             answer = decider.decide(offer)
             if answer is None:
@@ -104,6 +111,8 @@ def annotate(
             store.record(offer.chunk, decision, item)
             saved()
             decided += 1
+    finally:  # whoever quits does not wait for suggestions nobody will read
+        pool.shutdown(wait=False, cancel_futures=True)
     return decided
 
 
@@ -167,8 +176,10 @@ def _offers(
             suggestions: list[str] = []
             problem = ""
             try:
-                suggestions = future.result()
-            except Exception as error:  # the chunk is offered without, and says why
+                suggestions = future.result(timeout=decider.patience_seconds)
+            except Exception:  # the chunk is offered without, and says why
+                if not future.done():
+                    error = TimeoutError(f"no answer within {decider.patience_seconds:.0f} seconds")
                 problem = " ".join(str(error).split())[:160] or type(error).__name__
             yield Offer(number, len(chunks), chunk, persona, suggestions, problem)
     finally:
@@ -206,6 +217,8 @@ def _personas(
 class Replay:
     """Decisions made earlier, by chunk id."""
 
+    patience_seconds: float | None = None
+
     def __init__(self, decisions: Mapping[str, Decision]):
         self._decisions = decisions
 
@@ -221,6 +234,8 @@ class Replay:
 
 class Person:
     """A person at a terminal, asked line by line. End of input quits."""
+
+    patience_seconds: float | None = 20.0
 
     def __init__(
         self,

@@ -15,12 +15,14 @@ from dspy.utils.exceptions import AdapterParseError
 
 from question_optimizer.errors import reason_of
 from question_optimizer.hostile_text import promptable
+from question_optimizer.usage import metered
 
 Score1to5 = Literal[1, 2, 3, 4, 5]
 CRITERIA = ("answerable", "self_contained", "specific", "fits_persona", "well_formed")
 PASS_SCORE = 0.75  # a mean of 4 on the rubric's 1 to 5
 PASS_CRITERION = 3  # and none below this: one outright fault makes a bad example to learn from
 _ATTEMPTS = 3
+_MOST_ROLLOUTS = 30
 
 
 class JudgeQuestion(dspy.Signature):
@@ -147,34 +149,56 @@ class LLMMetric:
         return faultless and judgement.value >= self.pass_score
 
     def judge(self, gold: dspy.Example, pred: dspy.Prediction | None) -> Judgement | Unjudged:
-        """The judgement of `pred.query` for `gold`, tried up to 3 times."""
-        question = (getattr(pred, "query", None) or "").strip()
+        """The judgement of `pred.query` for `gold`, with up to 3 fresh attempts.
+
+        A prediction that carries an `error` has no question to judge: `Unjudged`, like a judge
+        that cannot be read.
+        """
         with self._lock:
             self.judgements += 1
         self._judged()
-        if not question:
-            return Judgement(0.0, "No question was written.", dict.fromkeys(CRITERIA, 1))
-        problem = ""
-        for attempt in range(_ATTEMPTS):
-            # The cache would replay an unreadable answer; another rollout asks afresh.
-            again = {"rollout_id": attempt, "temperature": 1.0} if attempt else {}
-            try:
-                with dspy.context(lm=self.lm, trace=None):
-                    verdict = self.judge_program(
-                        chunk_text=gold.chunk_text,
-                        persona_description=gold.persona_description,
-                        reference_question=gold.gold_question,
-                        question=question,
-                        config=again,
-                    )
-                return _judgement(verdict)
-            except AdapterParseError:
-                problem = "the judge's answer could not be read"
-            except Exception as error:  # whatever the call raised is this item's reason
-                problem = reason_of(error)
+        problem = getattr(pred, "error", "")
+        if not problem:
+            question = (getattr(pred, "query", None) or "").strip()
+            if not question:
+                return Judgement(0.0, "No question was written.", dict.fromkeys(CRITERIA, 1))
+            judged = self._ask(gold, question)
+            if isinstance(judged, Judgement):
+                return judged
+            problem = judged
         with self._lock:
             self.failures.append(problem)
         return Unjudged(problem)
+
+    def _ask(self, gold: dspy.Example, question: str) -> Judgement | str:
+        """The judgement, or why there is none.
+
+        The cache keeps unreadable answers too, so each attempt is a rollout of its own, and those
+        that only replayed an earlier run's do not count as attempts.
+        """
+        problem = ""
+        fresh = rollout = 0
+        while fresh < _ATTEMPTS and rollout < _MOST_ROLLOUTS:
+            again = {"rollout_id": rollout, "temperature": 1.0} if rollout else {}
+            with metered() as meter:
+                try:
+                    with dspy.context(lm=self.lm, trace=None):
+                        verdict = self.judge_program(
+                            chunk_text=gold.chunk_text,
+                            persona_description=gold.persona_description,
+                            reference_question=gold.gold_question,
+                            question=question,
+                            config=again,
+                        )
+                    return _judgement(verdict)
+                except AdapterParseError:
+                    problem = "the judge's answer could not be read"
+                except Exception as error:  # whatever the call raised is this item's reason
+                    problem = reason_of(error)
+            replayed = bool(meter.calls) and not meter.fresh
+            fresh += not replayed
+            rollout += 1
+        return problem
 
 
 def _judgement(verdict: dspy.Prediction) -> Judgement:

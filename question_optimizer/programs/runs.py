@@ -68,17 +68,9 @@ class Arm(dspy.Module):
 
     def forward(self, **inputs: str) -> dspy.Prediction:
         """The program's prediction with `usage`; with `error` and no `query` where it failed."""
-        error = ""
-        prediction = dspy.Prediction()
         with metered() as meter:
-            try:
-                prediction = self.program(**inputs)
-            except AdapterParseError:
-                error = "the answer could not be read"
-            except Exception as raised:  # this item's failure is data, not the run's end
-                error = reason_of(raised)
-        fields = {**prediction, "query": prediction.get("query")}
-        return dspy.Prediction(**fields, usage=meter.total, error=error)
+            prediction = _attempted(self.program, inputs)
+        return dspy.Prediction(**{**prediction, "usage": meter.total})
 
     def metric(self, gold: dspy.Example, prediction: dspy.Prediction) -> float:
         """Score for DSPy's own mean; what counts is the row it leaves in `rows`."""
@@ -90,7 +82,7 @@ class Arm(dspy.Module):
             "score": None,
             "criteria": {},
             "feedback": "",
-            "question": prediction.query,
+            "question": prediction.get("query"),
             "query_type": prediction.get("query_type"),
             "query_format": prediction.get("query_format"),
             "gold_question": gold.gold_question,
@@ -98,17 +90,38 @@ class Arm(dspy.Module):
             "tokens": usage.input_tokens + usage.output_tokens,
             "latency_seconds": round(usage.seconds, 3),
             "cost": round(usage.cost, 8),
-            "error": prediction.error,
+            "error": "",
         }
         self.rows[gold.chunk_id, gold.gold_question] = row
-        if prediction.error:
-            return 0.0
         judged = self._llm_metric.judge(gold, prediction)
         if isinstance(judged, Unjudged):
             row["error"] = judged.reason
             return 0.0
         row |= {"score": judged.value, "criteria": judged.criteria, "feedback": judged.feedback}
         return judged.value
+
+
+def recording_failures(program: type[dspy.Module]) -> type[dspy.Module]:
+    """`program` with failed runs as predictions that carry their `error`.
+
+    Inside an optimiser an exception becomes a score of zero. A prediction with an `error` is
+    `Unjudged` by `LLMMetric` instead, and can be left out.
+    """
+
+    class Recording(program):  # type: ignore[misc,valid-type]
+        def forward(self, **inputs: str) -> dspy.Prediction:
+            return _attempted(super().forward, inputs)
+
+    return Recording
+
+
+def _attempted(run: Callable[..., dspy.Prediction], inputs: dict[str, str]) -> dspy.Prediction:
+    try:
+        return run(**inputs)
+    except AdapterParseError:
+        return dspy.Prediction(query=None, error="the answer could not be read")
+    except Exception as error:  # this item's failure is data, not the run's end
+        return dspy.Prediction(query=None, error=reason_of(error))
 
 
 def run_quietly(work: Callable[[], T]) -> T:

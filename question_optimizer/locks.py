@@ -1,0 +1,90 @@
+"""Advisory file locks: who holds one, and holding one for as long as a run lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from question_optimizer.errors import TRY_LATER, UserError
+
+
+def lock_holder(lock: Path) -> str | None:
+    """None: nobody holds `lock` exclusively. Otherwise who does, '' where that cannot be told.
+
+    The lock is probed, never held: a shared flock is tried and dropped at once.
+    """
+    try:
+        file = lock.open("rb")
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        # Windows locks make the file unreadable; on POSIX a file we may not read tells nothing.
+        return "" if os.name == "nt" else None
+    with file:
+        try:
+            import fcntl
+        except ImportError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder_by_proc(os.fstat(file.fileno()).st_ino)
+        except OSError:  # a file system without flock: nobody can hold one
+            return None
+    return None
+
+
+@contextlib.contextmanager
+def only_one(lock: Path, what: str) -> Iterator[None]:
+    """Hold `lock` exclusively inside the block; UserError (75) naming who holds it already.
+
+    The lock goes with the process, however it ends; the file stays and means nothing by itself.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise UserError(f"{lock}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: SQLite's own locks still keep the data whole
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = lock_holder(lock)
+            by = f" in {holder}" if holder else ""
+            raise UserError(
+                f"{lock.parent}: {what} is running{by}; wait for its end or change --data-dir",
+                exit_code=TRY_LATER,
+            ) from None
+        yield
+
+
+def _holder_by_proc(inode: int) -> str:
+    """The process that Linux lists as holding an exclusive flock on this inode, '' if none is."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        fields = line.replace("-> ", "").split()
+        # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:123456 0 EOF
+        # The device is not compared: overlay and btrfs report another one to stat().
+        if len(fields) >= 6 and fields[3] == "WRITE" and fields[5].endswith(f":{inode}"):
+            return _process_name(int(fields[4]))
+    return ""
+
+
+def _process_name(pid: int) -> str:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return f"process {pid}"
+    command = " ".join(part.decode(errors="replace") for part in arguments if part)
+    command = "".join(char for char in command if char.isprintable())
+    return f"process {pid} ({command[:60]})" if command else f"process {pid}"
