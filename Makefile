@@ -1,5 +1,5 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
-# The virtual environment is made again when the pinned set changes.
+# The pinned set is installed again when it changes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,8 @@ COMMON := --data-dir $(DEMO) --personas-file $(SAMPLE)/personas.json --rehearsal
 
 .PHONY: demo test lint benchmarks clean venv
 
-# All five phases on the sample, without a key or network. Run it again: it resumes, nothing is redone.
+# All five phases on the sample, without a key or network. Run it again and it resumes: but for the
+# one smoke call of custom_lm.py nothing is redone.
 demo: $(STAMP) $(DEMO)/qdrant/meta.json
 	@echo "REHEARSAL: a rule-based stand-in answers in place of a language model"
 	$(RUN) fetch_chunks.py --qdrant-path $(DEMO)/qdrant $(COMMON)

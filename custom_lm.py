@@ -268,6 +268,9 @@ class _SyncEngine(_Engine):
         if self._core.is_ours:
             return self._core.dispatcher.run(coroutine)
         home = _foreign_home(self._core.dispatcher, None)
+        if asyncio._get_running_loop() is home:
+            coroutine.close()
+            raise RuntimeError("a blocking call on the dispatcher's own loop would wait for itself")
         return asyncio.run_coroutine_threadsafe(coroutine, home).result()
 
 
@@ -281,9 +284,11 @@ class _AsyncEngine(_Engine):
         else:
             here = asyncio.get_running_loop()
             home = _foreign_home(self._core.dispatcher, here)
-            if home is not here:
-                coroutine = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, home))
-            response, call = await coroutine
+            if home is here:
+                response, call = await coroutine
+            else:
+                carried = asyncio.run_coroutine_threadsafe(coroutine, home)
+                response, call = await asyncio.wrap_future(carried)
         self._note(request, call)
         return response
 

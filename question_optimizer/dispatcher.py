@@ -155,7 +155,7 @@ class DailyLog:
                         int(entry["requests"]),
                         int(entry["tokens"]),
                     )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # nothing counted yet; writing will tell
             return {}
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise StopRun(

@@ -309,6 +309,8 @@ async def _complete_anthropic(client: Any, model: str, request: ChatRequest) -> 
         messages=[{"role": role, "content": text} for role, text in request.messages],
         **given,
     )
+    if not isinstance(getattr(message, "content", None), list):
+        raise ValueError("the provider's answer is no message")
     return ChatAnswer(
         text="".join(block.text for block in message.content if block.type == "text"),
         model=message.model or model,

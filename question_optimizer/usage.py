@@ -69,6 +69,9 @@ class Usage:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
+_reporting = threading.Lock()
+
+
 class _Meter:
     """Collects the calls of one `metered` block, each request once."""
 
@@ -79,8 +82,9 @@ class _Meter:
     @property
     def total(self) -> Usage:
         usage = Usage()
-        for call in self.calls.values():
-            usage.add(call)
+        with _reporting:
+            for call in self.calls.values():
+                usage.add(call)
         return usage
 
 
@@ -139,6 +143,7 @@ def metered() -> Iterator[_Meter]:
 
 def report(request: str, call: CallUsage, log: UsageLog | None, *, fresh: bool) -> None:
     """Tell the enclosing `metered` blocks, and `log`, of a call, `fresh` or from a cache."""
-    for meter in (*_meters.get(), *([log.seen] if log else [])):
-        meter.calls[request] = call
-        meter.fresh += fresh
+    with _reporting:  # DSPy's threads share a run's meter
+        for meter in (*_meters.get(), *([log.seen] if log else [])):
+            meter.calls[request] = call
+            meter.fresh += fresh

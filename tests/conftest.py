@@ -158,7 +158,7 @@ def llm_server() -> Iterator[Callable[..., LLMServer]]:
 
     def start(reply: Callable[[list[dict[str, Any]]], str] = rehearsal.answer) -> LLMServer:
         server = LLMServer(reply)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         started.append(server)
         return server
 

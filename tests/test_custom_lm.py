@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -854,6 +854,24 @@ def test_a_foreign_dispatcher_that_threads_have_used_works_from_coroutines_after
         assert list(threads.map(ask, [lm] * 16, QUESTIONS)) == ANSWERS
     assert asyncio.run(asyncio.wait_for(main(), 30)) == ANSWERS
     assert server.most <= 3
+
+
+def test_a_blocking_call_on_a_foreign_dispatchers_loop_says_so_instead_of_hanging(
+    server: WatchedServer,
+) -> None:
+    async def main() -> str:
+        host = host_of(server)
+        lm = DispatcherLM(host, cache=False)
+        await ask_async(lm)  # its locks now belong to this loop
+        with pytest.raises(dspy_errors.LMUnexpectedError) as raised:
+            ask(lm)
+        for client in host.clients:
+            await client.raw_client.close()
+        return str(raised.value)
+
+    said: Future[str] = Future()
+    threading.Thread(target=lambda: said.set_result(asyncio.run(main())), daemon=True).start()
+    assert "would wait for itself" in said.result(timeout=15)
 
 
 def test_a_foreign_client_without_a_limiter_is_no_obstacle(server: WatchedServer) -> None:

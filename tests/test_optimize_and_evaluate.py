@@ -79,7 +79,7 @@ def test_an_unreadable_judge_stops_the_search_instead_of_scoring_zero(
     before = (tmp_path / "data" / "optimized_pipeline.json").read_bytes()
     done = script("optimize_pipeline.py", "--fresh", "--num-candidate-programs", "1", **KEY)
     assert done.returncode == 4
-    assert "judgements failed (the judge's answer could not be read)" in done.stderr
+    assert "could not be judged (the judge's answer could not be read)" in done.stderr
     assert (tmp_path / "data" / "optimized_pipeline.json").read_bytes() == before
 
 

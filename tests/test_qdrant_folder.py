@@ -447,7 +447,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Path], object], list[str], str]] = [
         "no collection",
         meta_is('{"collections": {}}'),
         [],
-        "{folder}: has no collection; ingest documents first",
+        "{folder}: has no collection; ingest",
     ),
     ("no storage", without_storage, [], "{storage}: missing, though meta.json lists the collec"),
     ("no collection folder", without_collection_folder, [], "{storage}: missing, though meta"),

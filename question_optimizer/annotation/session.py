@@ -177,10 +177,10 @@ def _offers(
             problem = ""
             try:
                 suggestions = future.result(timeout=decider.patience_seconds)
-            except Exception:  # the chunk is offered without, and says why
-                if not future.done():
-                    error = TimeoutError(f"no answer within {decider.patience_seconds:.0f} seconds")
+            except Exception as error:  # the chunk is offered without, and says why
                 problem = " ".join(str(error).split())[:160] or type(error).__name__
+                if not future.done():
+                    problem = f"no answer within {decider.patience_seconds:.0f} seconds"
             yield Offer(number, len(chunks), chunk, persona, suggestions, problem)
     finally:
         for *_, future in waiting:
