@@ -330,3 +330,96 @@ def test_dry_run_counts_and_changes_nothing(qdrant: Path, tmp_path: Path, script
     assert done.returncode == 0
     assert done.stdout.startswith("dry run: 1296 calls (1296 student)")
     assert tree_digest(tmp_path) == before
+
+
+async def test_a_result_belongs_to_its_collection_and_its_text(
+    qdrant: Path, tmp_path: Path
+) -> None:
+    from qdrant_client import models
+
+    folder, data = tmp_path / "own", tmp_path / "data"
+
+    def store(name: str, text: str) -> None:
+        client = QdrantClient(path=str(folder))
+        if not client.collection_exists(name):
+            size = models.VectorParams(size=2, distance=models.Distance.COSINE)
+            client.create_collection(name, vectors_config=size)
+        point = models.PointStruct(id=1, vector=[1.0, 0.0], payload={"text": text})
+        client.upsert(name, [point])
+        client.close()
+
+    store("brakes", "The brake pad wears by friction against the disc.")
+    store("doors", "The door leaf closes by a spindle drive and a belt.")
+    questions = []
+    for name in ("brakes", "doors"):
+        summary = await generator_for(folder, data, collection=name).generate()
+        assert (summary.generated, summary.written) == (1, 1)
+        questions.append(json.loads((data / "generated_questions.jsonl").read_text()))
+    assert questions[0]["generated_query"] != questions[1]["generated_query"]
+    store("brakes", "The compressor delivers air to the main reservoir pipe.")
+    again = await generator_for(folder, data, collection="brakes").generate()
+    assert (again.generated, again.resumed) == (1, 0)
+
+
+async def test_a_failing_persona_function_costs_only_its_own_chunk(
+    qdrant: Path, tmp_path: Path
+) -> None:
+    calls = iter(range(10))
+
+    def choose(text: str) -> str:
+        if next(calls) == 1:
+            raise ValueError("no fit")
+        return "A reader."
+
+    summary = await generator_for(
+        qdrant, tmp_path / "data", persona_function=choose, limit=3
+    ).generate()
+    assert (summary.generated, summary.failed) == (2, 1)
+    assert list(summary.problems.values()) == ["no persona: ValueError: no fit"]
+
+
+def test_a_second_generator_on_the_same_data_dir_is_refused(
+    qdrant: Path, tmp_path: Path, script: Script
+) -> None:
+    from question_optimizer.locks import only_one
+
+    with only_one(tmp_path / "data" / "generation.sqlite.lock", "test"):
+        done = script(
+            "optimized_question_generator.py",
+            *("--qdrant-path", qdrant, "--rehearsal", "--original", "--limit", "1"),
+        )
+    assert done.returncode == 75
+    assert "another generator is running in process" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+async def test_a_hostile_point_is_refused_before_any_client_opens_the_folder(
+    qdrant: Path, tmp_path: Path
+) -> None:
+    import base64
+    import os
+    import pickle
+    import sqlite3
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    point_id = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+    database = sqlite3.connect(qdrant / "collection" / COLLECTION / "storage.sqlite")
+    key = base64.b64encode(pickle.dumps(point_id, protocol=4)).decode()
+    with database:
+        database.execute("INSERT INTO points VALUES (?, ?)", (key, pickle.dumps(Evil())))
+    database.close()
+    dispatcher = LLMDispatcher([rehearsal_account()])
+    generator = generator_for(
+        qdrant,
+        tmp_path / "data",
+        dispatcher=dispatcher,
+        limit=None,
+        progress=lambda failed: dispatcher.stop(StopRun("enough", exit_code=130)),
+    )
+    summary = await generator.generate()
+    assert "cannot be read safely" in summary.stopped
+    assert summary.written == 0
+    assert not (tmp_path / "executed").exists()

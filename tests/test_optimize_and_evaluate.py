@@ -184,3 +184,64 @@ def test_evaluating_before_optimising_names_the_phase_to_run(
     assert done.returncode == 2
     assert done.stderr.strip().endswith("does not exist; run optimize_pipeline.py first")
     assert not (tmp_path / "data" / "runs").exists()
+
+
+def test_a_students_failure_is_left_out_of_the_search_and_never_counts_zero(
+    project: Callable[..., LLMServer], script: Script, tmp_path: Path
+) -> None:
+    server = project()
+    server.fail = lambda n: (400, {}, '{"error": {"message": "filtered"}}') if n % 9 == 0 else None
+    before = (tmp_path / "data" / "optimized_pipeline.json").read_bytes()
+    done = script("optimize_pipeline.py", "--fresh", "--num-candidate-programs", "1", **KEY)
+    assert done.returncode == 4
+    assert "could not be judged (LMInvalidRequestError" in done.stderr
+    assert (tmp_path / "data" / "optimized_pipeline.json").read_bytes() == before
+
+
+def test_failed_items_are_asked_again_by_the_same_command(
+    project: Callable[..., LLMServer], script: Script, tmp_path: Path
+) -> None:
+    healthy = False
+    project(lambda m: "no idea" if is_judge(m) and not healthy else rehearsal.answer(m))
+    poor = script("evaluate_pipeline.py", **KEY)
+    assert poor.returncode == 4
+    assert "no item could be scored in both arms" in poor.stdout
+    healthy = True
+    done = script("evaluate_pipeline.py", **KEY)
+    assert done.returncode == 0, done.stderr
+    assert "95 % interval" in " ".join(done.stdout.split())
+
+
+def test_a_lost_file_of_a_run_is_made_again_from_the_cache(
+    project: Callable[..., LLMServer], script: Script, tmp_path: Path
+) -> None:
+    server = project()
+    assert script("evaluate_pipeline.py", **KEY).returncode == 0
+    asked = len(server.requests)
+    run = next((tmp_path / "data" / "runs").iterdir())
+    kept = (run / "scores.jsonl").read_bytes()
+    for name in ("scores.jsonl", "report.html"):
+        (run / name).unlink()
+    assert script("evaluate_pipeline.py", **KEY).returncode == 0
+    assert (run / "scores.jsonl").read_bytes() == kept
+    assert (run / "report.html").exists()
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("optimize_pipeline.py", ["--max-cost", "nan"], "must be a number, not negative"),
+        ("optimize_pipeline.py", ["--max-cost", "-1"], "must be a number, not negative"),
+        ("optimize_pipeline.py", ["--pass-score", "7"], "must be from 0 to 1"),
+        ("optimize_pipeline.py", ["--num-candidate-programs", "-3"], "must be a whole number"),
+        ("optimized_question_generator.py", ["--limit", "-1"], "must be a whole number"),
+        ("evaluate_pipeline.py", ["--examples", "x"], "must be a whole number"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(
+    name: str, flags: list[str], message: str, script: Script
+) -> None:
+    done = script(name, *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
