@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from config import Settings
     from custom_lm import LanguageModels
+    from question_optimizer.gold import GoldSet
     from question_optimizer.programs.judge import LLMMetric
+    from question_optimizer.providers import LLMClientConfig
 
 OUTPUT = "optimized_pipeline.json"
 MAX_UNJUDGED = 0.05  # more failed judgements than this and the choice would rest on what is missing
@@ -189,10 +191,19 @@ def main(argv: list[str] | None = None) -> int:
             f"-> {output}"
         )
         return 0
-    return optimise(settings, args, accounts, gold, used, inputs)
+    optimise(settings, accounts, gold, used, inputs=inputs, max_cost=args.max_cost)
+    return 0
 
 
-def optimise(settings, args, accounts, gold, used, inputs) -> int:  # type: ignore[no-untyped-def]
+def optimise(
+    settings: Settings,
+    accounts: list[LLMClientConfig],
+    gold: GoldSet,
+    used: dict[str, Any],
+    *,
+    inputs: dict[str, str],
+    max_cost: float | None,
+) -> None:
     """Compile, save, and say what came out."""
     from custom_lm import LanguageModels
     from dspy_pipeline import fingerprint, pipeline_state
@@ -202,7 +213,7 @@ def optimise(settings, args, accounts, gold, used, inputs) -> int:  # type: igno
     output = settings.data_dir / OUTPUT
     train, dev = examples_of(gold.side("train")), examples_of(gold.side("dev"))
     with (
-        LanguageModels(accounts, data_dir=settings.data_dir, max_cost=args.max_cost) as models,
+        LanguageModels(accounts, data_dir=settings.data_dir, max_cost=max_cost) as models,
         finish_on_interrupt(models.dispatcher),
     ):
         program, candidates, llm_metric = compile_pipeline(models, train, dev, used)
@@ -225,7 +236,6 @@ def optimise(settings, args, accounts, gold, used, inputs) -> int:  # type: igno
     print(
         f"dev score {first:.3f} -> {best:.3f} over {len(candidates)} candidates{note} -> {output}"
     )
-    return 0
 
 
 def report(program: dspy.Module, candidates: list[dict[str, Any]]) -> None:
