@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
-from conftest import COLLECTION, SAMPLE, LLMServer, Script, clean_environment, tree_digest
+from conftest import COLLECTION, ROOT, SAMPLE, LLMServer, Script, clean_environment, tree_digest
 from optimized_question_generator import OptimizedQuestionGenerator
 from question_optimizer import rehearsal
 from question_optimizer.dispatcher import LLMDispatcher
@@ -236,7 +236,7 @@ time.sleep(120)
 def test_while_the_folder_is_open_elsewhere_questions_wait_in_the_ledger(
     qdrant: Path, tmp_path: Path, script: Script
 ) -> None:
-    personas = SAMPLE / "personas.json"
+    personas = ROOT / "tests" / "one_persona.json"  # needs no embedding model
     args = ["--qdrant-path", qdrant, "--rehearsal", "--original", "--limit", "10"]
     args += ["--personas-file", personas]
     holder = subprocess.Popen(
