@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from question_optimizer.errors import UserError
 
 if TYPE_CHECKING:
+    from question_optimizer.chunk_store import ChunkStore
     from question_optimizer.providers import LLMClientConfig
 
 PREFIX = "QO_"
@@ -103,6 +104,22 @@ def accounts_of(settings: Settings) -> list[LLMClientConfig]:
     if settings.rehearsal:
         return [rehearsal_account()]
     return load_providers(settings.providers_file, settings.environ)
+
+
+def store_of(
+    settings: Settings, *, via_client: bool = False, even_if_locked: bool = False
+) -> ChunkStore:
+    """The collection that the settings name; UserError where it cannot be read."""
+    from question_optimizer.chunk_store import open_store
+
+    return open_store(
+        path=settings.qdrant_path,
+        url=settings.qdrant_url,
+        api_key=settings.key_for_qdrant(),
+        collection=settings.collection,
+        via_client=via_client,
+        even_if_locked=even_if_locked,
+    )
 
 
 def _chosen(

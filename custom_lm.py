@@ -21,8 +21,6 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before DSPy i
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
@@ -35,6 +33,7 @@ import dspy
 from dspy import lm15
 from dspy.utils.callback import BaseCallback
 
+from question_optimizer import files
 from question_optimizer.dispatcher import Lease, LLMDispatcher
 from question_optimizer.errors import StopRun
 from question_optimizer.hostile_text import storable
@@ -96,11 +95,15 @@ class DispatcherLM(dspy.LM):
         return self
 
 
-def _model_name(dispatcher: Any, role: Role | None) -> str:
+def models_of(dispatcher: Any, role: Role | None) -> list[str]:
+    """The models behind a dispatcher, ours (those of `role`) or a foreign one, sorted."""
     if isinstance(dispatcher, LLMDispatcher):
-        models = dispatcher.models(role)
-    else:
-        models = sorted({str(client.model) for client in getattr(dispatcher, "clients", [])})
+        return dispatcher.models(role)
+    return sorted({str(client.model) for client in getattr(dispatcher, "clients", [])})
+
+
+def _model_name(dispatcher: Any, role: Role | None) -> str:
+    models = models_of(dispatcher, role)
     # DSPy takes what follows the last slash for the model's family, and would refuse temperatures
     # for OpenAI's reasoning models although other accounts may serve the call.
     return f"dispatcher/{'+'.join(models) or 'models'}/as-{role or 'any'}"
@@ -304,7 +307,7 @@ class _CachedUsage(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         asked = {"model": instance.model, "lm": instance.kwargs, "call": inputs}
-        _current.set(_CurrentCall(_digest(asked)))
+        _current.set(_CurrentCall(files.digest(asked)))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
         current = _current.get()
@@ -316,12 +319,7 @@ class _CachedUsage(BaseCallback):
 
 
 def _key_of_request(request: lm15.Request) -> str:
-    return _digest([request.model, str(request.system), [str(m) for m in request.messages]])
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return files.digest([request.model, str(request.system), [str(m) for m in request.messages]])
 
 
 def _chat_request(request: lm15.Request) -> ChatRequest:

@@ -14,8 +14,6 @@ Next    python annotate_chunks.py
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,20 +52,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def open_source(settings: Settings, args: argparse.Namespace) -> ChunkStore:
-    """The collection that the settings name; UserError where it cannot be read."""
-    from question_optimizer.chunk_store import open_store
-
-    return open_store(
-        path=settings.qdrant_path,
-        url=settings.qdrant_url,
-        api_key=settings.key_for_qdrant(),
-        collection=settings.collection,
-        via_client=args.via_client,
-        even_if_locked=args.even_if_locked,
-    )
-
-
 def draw(store: ChunkStore, settings: Settings, args: argparse.Namespace) -> Sample:
     """The sample; UserError where nothing in the collection has text."""
     from question_optimizer.chunk_store import TEXT_KEYS, sample
@@ -97,8 +81,7 @@ def write(drawn: Sample, collection: str, settings: Settings, args: argparse.Nam
         "text_key": args.text_key,
     }
     rows = [chunk.model_dump() for chunk in drawn.chunks]
-    ids = json.dumps([row["chunk_id"] for row in rows])
-    inputs = {"drawn_point_ids": hashlib.sha256(ids.encode()).hexdigest()}
+    inputs = {"drawn_point_ids": files.digest([row["chunk_id"] for row in rows])}
     files.write_jsonl(output, rows)
     rejected = settings.data_dir / REJECTED
     files.write_jsonl(
@@ -123,11 +106,11 @@ def write(drawn: Sample, collection: str, settings: Settings, args: argparse.Nam
 
 
 def main(argv: list[str] | None = None) -> int:
-    from config import load_settings
+    from config import load_settings, store_of
 
     args = parse(argv)
     settings = load_settings(args)
-    store = open_source(settings, args)
+    store = store_of(settings, via_client=args.via_client, even_if_locked=args.even_if_locked)
     try:
         drawn = draw(store, settings, args)
     finally:

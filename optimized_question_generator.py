@@ -210,10 +210,12 @@ class OptimizedQuestionGenerator:
         (quota spent, budget reached, interrupted) it ends early, with everything saved and the
         reason in `stopped`. Cancelling it loses nothing either.
         """
+        from custom_lm import models_of
+
         if self._working:
             raise RuntimeError("generate() is already running on this generator")
         self._working = True
-        summary = self.summary = GenerationSummary(models=_models(self._dispatcher))
+        summary = self.summary = GenerationSummary(models=models_of(self._dispatcher, "student"))
         summary.rehearsal = "rehearsal" in summary.models
         try:
             async with self._opened() as (run, store, ledger, program):
@@ -408,24 +410,26 @@ class OptimizedQuestionGenerator:
     ) -> None:
         """Move finished results from the ledger into the collection, through one short session."""
         try:
-            await run.io(lambda: self._write_unwritten(store.collection, ledger, summary))
+            await run.io(lambda: self._write_unwritten(store, ledger, summary))
         except UserError as error:  # the folder is open elsewhere: the ledger keeps the results
             kept = f"{error}; the questions are kept in {ledger.path}"
             summary.stopped = "; ".join(filter(None, [summary.stopped, kept]))
             summary.exit_code = summary.exit_code or error.exit_code
 
-    def _write_unwritten(self, collection: str, ledger: Ledger, summary: GenerationSummary) -> None:
+    def _write_unwritten(
+        self, store: ChunkStore, ledger: Ledger, summary: GenerationSummary
+    ) -> None:
         from question_optimizer.chunk_store import write_queries
 
         if not ledger.unwritten(1):
             return
-        client, owned = self._writing_client()
+        client, owned = self._writing_client(store)
         try:
             last: PointId = ""
             while results := ledger.unwritten(1000, after=last):
                 report = write_queries(
                     client,
-                    collection,
+                    store.collection,
                     ((r.chunk_id, r.query or "", self._provenance(r, ledger)) for r in results),
                 )
                 # Those that are missing keep waiting: they may be another folder's.
@@ -438,17 +442,12 @@ class OptimizedQuestionGenerator:
             if owned:
                 client.close()
 
-    def _writing_client(self) -> tuple[Any, bool]:
-        if self._client is not None:
-            return self._client, False
-        if self._qdrant_url:
-            from qdrant_client import QdrantClient
+    def _writing_client(self, store: ChunkStore) -> tuple[Any, bool]:
+        """(client, whether to close it): the one that reads, or one on the folder for this once."""
+        from question_optimizer.chunk_store import ClientStore, open_client
 
-            return QdrantClient(
-                url=self._qdrant_url, api_key=self._qdrant_api_key, timeout=60
-            ), True
-        from question_optimizer.chunk_store import open_client
-
+        if isinstance(store, ClientStore):
+            return store.client, False
         return open_client(self._qdrant_path or Path()), True
 
     def _provenance(self, result: Result, ledger: Ledger) -> dict[str, Any]:
@@ -497,9 +496,9 @@ class OptimizedQuestionGenerator:
             personas: Any = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
         else:
             personas = [persona.model_dump() for persona in self._persona_list()]
-        return files.digest(
-            [collection, self._text_key, pipeline, personas, _models(self._dispatcher)]
-        )[:16]
+        return files.digest([collection, self._text_key, pipeline, personas, self.summary.models])[
+            :16
+        ]
 
     def _export(self, ledger: Ledger, summary: GenerationSummary, collection: str) -> None:
         """Every question of this configuration as JSONL, made from the ledger."""
@@ -590,12 +589,6 @@ def _slots(dispatcher: Any) -> int:
     )
 
 
-def _models(dispatcher: Any) -> list[str]:
-    if hasattr(dispatcher, "models"):
-        return dispatcher.models("student")
-    return sorted({str(client.model) for client in getattr(dispatcher, "clients", [])})
-
-
 # ---------------------------------------------------------------------- as a script
 
 
@@ -678,18 +671,13 @@ def pipeline_file(settings: Any, args: argparse.Namespace) -> Path:
 
 def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any]) -> int:
     """Count the chunks that would be worked on; nothing is called or written."""
-    from question_optimizer.chunk_store import QUERY_KEY, chunk_of, open_store
+    from config import store_of
+    from question_optimizer.chunk_store import QUERY_KEY, chunk_of
     from question_optimizer.cli import dry_run_line
 
     if not args.original:
         files.read_meta(pipeline_file(settings, args), made_by="optimize_pipeline.py")
-    store = open_store(
-        path=settings.qdrant_path,
-        url=settings.qdrant_url,
-        api_key=settings.key_for_qdrant(),
-        collection=settings.collection,
-        even_if_locked=args.even_if_locked,
-    )
+    store = store_of(settings, even_if_locked=args.even_if_locked)
     count = characters = 0
     try:
         for point_id, payload in store.payloads(store.point_ids()):

@@ -8,6 +8,7 @@ depends on the clock: the same inputs give the same bytes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -160,7 +161,7 @@ def sha256(path: Path) -> str:
 def digest(value: Any) -> str:
     """Hex digest of a JSON value, independent of key order."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def meta_path(path: Path) -> Path:
@@ -226,6 +227,7 @@ def is_finished(path: Path, *, settings: dict[str, Any], inputs: dict[str, Any])
     return untouched and digest(made_from) == digest({"settings": settings, "inputs": inputs})
 
 
+@functools.cache
 def _library_versions() -> dict[str, str]:
     found = {"question-optimizer": __version__}
     for name in _VERSIONED:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 
 from question_optimizer.records import Chunk, Split
@@ -111,6 +111,16 @@ def _fill_empty_sides(sides: dict[str, Split], free: list[str], sizes: Mapping[s
             sides[min(spare, key=lambda group: (sizes[group], group))] = side
 
 
+def grouped_by(unit: str, chunks: Iterable[Chunk]) -> dict[str, str]:
+    """{chunk id: group} where whole units of "document", "section" or "chunk" are kept together."""
+    group: Callable[[Chunk], str] = {
+        "document": lambda chunk: chunk.document,
+        "section": lambda chunk: " › ".join([chunk.document, *chunk.headings]),
+        "chunk": lambda chunk: str(chunk.chunk_id),
+    }[unit]
+    return {str(chunk.chunk_id): group(chunk) for chunk in chunks}
+
+
 def groups_of(chunks: Iterable[Chunk]) -> tuple[dict[str, str], str]:
     """({chunk id: group}, unit): group by document, or by section or chunk where too few exist.
 
@@ -118,12 +128,8 @@ def groups_of(chunks: Iterable[Chunk]) -> tuple[dict[str, str], str]:
     and one without headings by chunk.
     """
     chunks = list(chunks)
-    by_document = {str(chunk.chunk_id): chunk.document for chunk in chunks}
-    if len(set(by_document.values())) >= MIN_GROUPS:
-        return by_document, "document"
-    by_section = {
-        str(chunk.chunk_id): " › ".join([chunk.document, *chunk.headings]) for chunk in chunks
-    }
-    if len(set(by_section.values())) >= MIN_GROUPS:
-        return by_section, "section"
-    return {str(chunk.chunk_id): str(chunk.chunk_id) for chunk in chunks}, "chunk"
+    for unit in ("document", "section"):
+        groups = grouped_by(unit, chunks)
+        if len(set(groups.values())) >= MIN_GROUPS:
+            return groups, unit
+    return grouped_by("chunk", chunks), "chunk"

@@ -104,10 +104,8 @@ class AnnotationStore:
         chunk) is chosen by the whole `sample`, and fixed for good by the first call.
         """
         chunks = list(chunks)
-        of_sample, unit = splits.groups_of(sample)
-        groups = {str(c.chunk_id): of_sample[str(c.chunk_id)] for c in chunks}
-        if self.split_unit and unit != self.split_unit:
-            groups, unit = self._regroup(chunks), self.split_unit
+        unit = self.split_unit or splits.groups_of(sample)[1]
+        groups = splits.grouped_by(unit, chunks)
         sizes = Counter(dict.fromkeys(groups.values(), 0))
         sizes.update(groups[str(chunk.chunk_id)] for chunk in expected)
         for chunk_id, event in self._decided.items():
@@ -122,14 +120,6 @@ class AnnotationStore:
         if fresh:
             self._append(fresh, "")
         return groups
-
-    def _regroup(self, chunks: list[Chunk]) -> dict[str, str]:
-        """Groups in the unit chosen at first, whatever more chunks would allow today."""
-        if self.split_unit == "document":
-            return {str(chunk.chunk_id): chunk.document for chunk in chunks}
-        if self.split_unit == "section":
-            return {str(c.chunk_id): " › ".join([c.document, *c.headings]) for c in chunks}
-        return {str(chunk.chunk_id): str(chunk.chunk_id) for chunk in chunks}
 
     # ------------------------------------------------------------------ events
 
