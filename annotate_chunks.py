@@ -142,7 +142,12 @@ def work(
     from question_optimizer.programs.suggester import LLMSuggester
 
     embedder = Embedder(settings.embedding_model, cache_dir=settings.data_dir / "cache")
-    with LanguageModels(accounts, data_dir=settings.data_dir, max_cost=args.max_cost) as models:
+    with LanguageModels(
+        accounts,
+        data_dir=settings.data_dir,
+        max_cost=args.max_cost,
+        limits_url=settings.secret_of("limits_url"),
+    ) as models:
         # A person's Ctrl-C should end the prompt at once; a replay first finishes its calls.
         gentle = nullcontext() if decisions is None else finish_on_interrupt(models.dispatcher)
         with gentle:

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -32,11 +32,12 @@ DEFAULTS = {
     "data_dir": "data",
     "personas_file": "data/personas.json",  # or the shipped one, where that does not exist
     "providers_file": "llm_providers.toml",
+    "limits_url": None,
     "embedding_model": "all-MiniLM-L6-v2",
     "seed": 0,
     "rehearsal": False,
 }
-SECRETS = {"qdrant_api_key"}
+SECRETS = {"qdrant_api_key", "limits_url"}  # an address may hold a password
 
 
 class Origin(NamedTuple):
@@ -58,13 +59,16 @@ class Settings(BaseModel):
     data_dir: Path
     personas_file: Path
     providers_file: Path
+    limits_url: SecretStr | None
     embedding_model: str
     seed: int = Field(ge=0)
     rehearsal: bool
     environ: dict[str, str] = Field(default={}, repr=False, exclude=True)
 
-    def key_for_qdrant(self) -> str | None:
-        return self.qdrant_api_key.get_secret_value() if self.qdrant_api_key else None
+    def secret_of(self, name: Literal["qdrant_api_key", "limits_url"]) -> str | None:
+        """A setting that is never shown."""
+        secret: SecretStr | None = getattr(self, name)
+        return secret.get_secret_value() if secret else None
 
 
 def load_settings(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Settings:
@@ -115,7 +119,7 @@ def store_of(
     return open_store(
         path=settings.qdrant_path,
         url=settings.qdrant_url,
-        api_key=settings.key_for_qdrant(),
+        api_key=settings.secret_of("qdrant_api_key"),
         collection=settings.collection,
         via_client=via_client,
         even_if_locked=even_if_locked,

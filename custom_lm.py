@@ -21,6 +21,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before DSPy i
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
@@ -34,22 +35,18 @@ from dspy import lm15
 from dspy.utils.callback import BaseCallback
 
 from question_optimizer import files
-from question_optimizer.dispatcher import Lease, LLMDispatcher
-from question_optimizer.errors import StopRun
+from question_optimizer.dispatcher import Lease, LLMDispatcher, open_store
+from question_optimizer.errors import TRY_LATER, USAGE, StopRun
+from question_optimizer.failures import classify
 from question_optimizer.hostile_text import storable
-from question_optimizer.providers import (
-    ChatAnswer,
-    ChatRequest,
-    LLMClientConfig,
-    Role,
-    classify,
-    complete,
-)
+from question_optimizer.providers import LLMClientConfig, Role
 from question_optimizer.usage import CallUsage, UsageLog, report
+from question_optimizer.wire import ChatAnswer, ChatRequest, complete, send
 
 CHARACTERS_PER_TOKEN = 4.0  # the usual rule of thumb for English; reservations settle by real usage
 _FOREIGN_POLL_SECONDS = (0.05, 2.0)  # a foreign dispatcher returns None when busy: ask again
 _FOREIGN_ATTEMPTS = 5
+_FOREIGN_PATIENCE_SECONDS = 900.0  # without a client: its accounts' day is spent, it cannot say so
 
 
 class DispatcherLM(dspy.LM):
@@ -116,6 +113,7 @@ class _Core:
         self.dispatcher = dispatcher
         self.role = role
         self.usage = usage
+        self._served_at = -math.inf  # when a foreign dispatcher last had a client
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Core:
         return self
@@ -135,8 +133,9 @@ class _Core:
         try:
             return await (self._ours(chat) if self.is_ours else self._foreign(chat))
         except Exception as error:
-            # "from None": a traceback would show the SDK's own error, and what that quotes
-            raise _lm15_error(error, self.secrets) from None
+            failure = _lm15_error(error, self.secrets)
+        # raised out here, so that nothing stands behind it: an SDK's own error may quote the key
+        raise failure
 
     async def answer(self, request: lm15.Request) -> tuple[lm15.Response, CallUsage]:
         """The response as DSPy wants it, and what it took."""
@@ -155,30 +154,25 @@ class _Core:
     async def _ours(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
         timing = {"seconds": 0.0}
 
-        async def send(lease: Lease) -> ChatAnswer:
+        async def attempt(lease: Lease) -> ChatAnswer:
             started = time.perf_counter()
-            answer = await complete(lease.config.client, lease.config.model, chat)
+            answer = await send(lease.config, chat)
             timing["seconds"] = time.perf_counter() - started
             return answer
 
         answer, lease = await self.dispatcher.call(
-            send, role=self.role, input_tokens=chat.characters / CHARACTERS_PER_TOKEN
+            attempt,
+            role=self.role,
+            input_tokens=chat.characters / CHARACTERS_PER_TOKEN,
+            max_tokens=chat.max_tokens,
         )
         return answer, lease.config, timing["seconds"]
 
     async def _foreign(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
         """The existing application's contract: poll while busy, hold its semaphore and limiter."""
-        pause, longest = _FOREIGN_POLL_SECONDS
         attempts = 0
         while True:
-            client = await self.dispatcher.get_available_client()
-            if client is None:
-                if _all_disabled(self.dispatcher):
-                    raise StopRun("every account of the dispatcher is disabled", exit_code=2)
-                await asyncio.sleep(pause)
-                pause = min(longest, pause * 2)
-                continue
-            pause = _FOREIGN_POLL_SECONDS[0]
+            client = await self._free_client()
             started = time.perf_counter()
             try:
                 async with _entered(self.dispatcher, client):
@@ -199,6 +193,25 @@ class _Core:
             else:
                 await self.dispatcher.release_client_on_success(client)
                 return answer, client, time.perf_counter() - started
+
+    async def _free_client(self) -> Any:
+        """Ask a foreign dispatcher until it has a client; StopRun when it has had none for long."""
+        pause, longest = _FOREIGN_POLL_SECONDS
+        asked_at = time.monotonic()
+        while (client := await self.dispatcher.get_available_client()) is None:
+            if _all_disabled(self.dispatcher):
+                raise StopRun("every account of the dispatcher is disabled", exit_code=USAGE)
+            if time.monotonic() - max(asked_at, self._served_at) > _FOREIGN_PATIENCE_SECONDS:
+                raise StopRun(
+                    "the dispatcher has handed out no client for "
+                    f"{_FOREIGN_PATIENCE_SECONDS / 60:.0f} minutes; its quotas may be spent, "
+                    "run again later",
+                    exit_code=TRY_LATER,
+                )
+            await asyncio.sleep(pause)
+            pause = min(longest, pause * 2)
+        self._served_at = time.monotonic()
+        return client
 
 
 @contextlib.asynccontextmanager
@@ -417,10 +430,13 @@ class LanguageModels:
         *,
         data_dir: Path,
         max_cost: float | None = None,
+        limits_url: str | None = None,
         cache: bool = True,
     ):
         self.dispatcher = LLMDispatcher(
-            accounts, log_file=data_dir / "daily_request_log.json", max_cost=max_cost
+            accounts,
+            max_cost=max_cost,
+            store=open_store(data_dir / "daily_request_log.json", url=limits_url),
         )
         self.rehearsal = any(account.kind == "rehearsal" for account in accounts)
         self.usage = UsageLog(data_dir / "cache" / "usage.sqlite")
@@ -457,7 +473,11 @@ def main(argv: list[str] | None = None) -> int:
         print(dry_run_line(accounts, {"student": 1}, characters=len(args.prompt)))
         return 0
     with LanguageModels(
-        accounts, data_dir=settings.data_dir, max_cost=args.max_cost, cache=False
+        accounts,
+        data_dir=settings.data_dir,
+        max_cost=args.max_cost,
+        limits_url=settings.secret_of("limits_url"),
+        cache=False,
     ) as models:
         request = ChatRequest(system="", messages=(("user", args.prompt),))
         core = _Core(models.dispatcher, None, models.usage)

@@ -69,7 +69,7 @@ def evaluate(models: LanguageModels, items: list[GoldItem], pipeline: Path) -> l
         "judged",
         len(ARMS) * len(items),
         spend=lambda: models.dispatcher.spend,
-        note=models.dispatcher.resting,
+        note=models.dispatcher.live_line,
     )
     llm_metric = LLMMetric(QuestionJudge(), models.lm("judge"), judged=progress.advance)
     programs = {"original": SyntheticQuestionPipeline(), "optimised": load_pipeline(pipeline)}
@@ -251,7 +251,12 @@ def make_run(
     from question_optimizer.reports import write_evaluation_report
 
     with (
-        LanguageModels(accounts, data_dir=settings.data_dir, max_cost=args.max_cost) as models,
+        LanguageModels(
+            accounts,
+            data_dir=settings.data_dir,
+            max_cost=args.max_cost,
+            limits_url=settings.secret_of("limits_url"),
+        ) as models,
         finish_on_interrupt(models.dispatcher),
     ):
         rows = evaluate(models, items, settings.data_dir / "optimized_pipeline.json")

@@ -108,7 +108,7 @@ def compile_pipeline(
 
     most = call_counts(len(train), len(dev), used)["judge"]
     progress = Progress(
-        "judged", most, spend=lambda: models.dispatcher.spend, note=models.dispatcher.resting
+        "judged", most, spend=lambda: models.dispatcher.spend, note=models.dispatcher.live_line
     )
     llm_metric = LLMMetric(
         QuestionJudge(), models.lm("judge"), pass_score=used["pass_score"], judged=progress.advance
@@ -213,7 +213,12 @@ def optimise(
     output = settings.data_dir / OUTPUT
     train, dev = examples_of(gold.side("train")), examples_of(gold.side("dev"))
     with (
-        LanguageModels(accounts, data_dir=settings.data_dir, max_cost=max_cost) as models,
+        LanguageModels(
+            accounts,
+            data_dir=settings.data_dir,
+            max_cost=max_cost,
+            limits_url=settings.secret_of("limits_url"),
+        ) as models,
         finish_on_interrupt(models.dispatcher),
     ):
         program, candidates, llm_metric = compile_pipeline(models, train, dev, used)

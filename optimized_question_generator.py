@@ -620,7 +620,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     from config import accounts_of, load_settings
     from question_optimizer.cli import Progress, finish_on_interrupt
-    from question_optimizer.dispatcher import LLMDispatcher
+    from question_optimizer.dispatcher import LLMDispatcher, open_store
 
     args = parse(argv)
     settings = load_settings(args)
@@ -628,11 +628,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         return dry_run(settings, args, accounts)
     log_file = settings.data_dir / "daily_request_log.json"
-    with LLMDispatcher(accounts, log_file=log_file, max_cost=args.max_cost) as dispatcher:
+    limits = open_store(log_file, url=settings.secret_of("limits_url"))
+    with LLMDispatcher(accounts, max_cost=args.max_cost, store=limits) as dispatcher:
         generator = OptimizedQuestionGenerator(
             qdrant_path=settings.qdrant_path,
             qdrant_url=settings.qdrant_url,
-            qdrant_api_key=settings.key_for_qdrant(),
+            qdrant_api_key=settings.secret_of("qdrant_api_key"),
             collection=settings.collection,
             dispatcher=dispatcher,
             personas=settings.personas_file,
@@ -649,7 +650,7 @@ def main(argv: list[str] | None = None) -> int:
             "chunks",
             lambda: generator.summary.to_do,
             spend=lambda: dispatcher.spend,
-            note=dispatcher.resting,
+            note=dispatcher.live_line,
         )
         with finish_on_interrupt(dispatcher), progress:
             summary = asyncio.run(_generate_and_close(generator, dispatcher))

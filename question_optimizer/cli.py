@@ -27,6 +27,7 @@ SETTING_FLAGS = {
     "data_dir": "where files are read and written (default: data)",
     "personas_file": "the personas (default: personas.json in the data dir, else the shipped one)",
     "providers_file": "the LLM accounts (default: llm_providers.toml)",
+    "limits_url": "a Redis or Valkey server, for machines that share the accounts' limits",
     "embedding_model": "a sentence-transformers model or folder (default: the carried MiniLM)",
     "seed": "of every random choice (default: 0)",
 }

@@ -1,47 +1,55 @@
 """The dispatcher: every LLM call waits here until an account may make it.
 
-    limits      requests and tokens per minute (GCRA, paced), requests per UTC day (kept in a JSON
-                file, safe with several processes), calls at once
-    choice      round robin among the accounts that could start now; otherwise wait for the first
-                one ready, first come first served per role, woken by one timer, never by polling
+    limits      requests and tokens per minute and per day, calls at once; kept by `limits`, where
+                the server's refusals and headers correct what was configured
+    choice      weighted round robin among the accounts that could start now; otherwise wait for the
+                first one ready, the oldest waiter first, woken by one timer, never by polling
     failures    a 429 rests that account and costs the item nothing; timeouts, 5xx and broken
-                connections go to another account; a bad key or unknown model takes the account out
+                connections go to another account, ahead of the queue; an account that keeps failing
+                rests until one probe succeeds; a bad key or unknown model takes the account out
     money       running spend, and a ceiling that refuses the call which would pass it
 
-All state lives on one event loop, the home loop. A call from another loop or thread is carried
-over, so that limits hold however many loops and threads a program has.
+All state lives on one event loop, the home loop; processes share limits through the log's file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
+import os
 import random
-import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from question_optimizer import files
+from question_optimizer.accounts import Account
 from question_optimizer.errors import BUDGET, TRY_LATER, USAGE, StopRun, UserError
-from question_optimizer.providers import Failure, LLMClientConfig, Role, classify
+from question_optimizer.failures import Failure, classify
+from question_optimizer.home_loop import HomeLoop
+from question_optimizer.limit_file import SharedLimitStore
+from question_optimizer.limit_store import LimitStore
+from question_optimizer.limits import Ended, Meter, Need
+from question_optimizer.metrics import prometheus
+from question_optimizer.providers import LLMClientConfig, Role
 
-__all__ = ["LLMClientConfig", "LLMDispatcher", "Lease"]
+__all__ = ["LLMClientConfig", "LLMDispatcher", "Lease", "open_store"]
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", bound="Metered")
-_MAX_ATTEMPTS = 5  # of one item, by faults that are not rate limits
-_REST_AFTER_FAILURES = 3
-_REST_SECONDS = (1.0, 60.0)  # first and longest rest of an account that keeps failing
-_FLUSH_SECONDS = 1.0
+MAX_ATTEMPTS = 10  # of one item, by faults that are not rate limits
+_RETRY_SECONDS = (0.5, 8.0)  # first and longest wait of an item beyond the retry budget
+_RETRY_SHARE, _RETRY_SAVED = 0.1, 10.0  # retries at once: a tenth of the traffic, saved up to ten
+_PATIENCE_SECONDS = 900.0  # all accounts resting longer than this: come back later
 _GRACE_SECONDS = 10.0  # for calls in flight when a run ends
-_EPSILON = 1e-9
+_LEARNT_WORKERS = 64  # where the number in flight is to be learnt
+_MOST_TOO_LARGE = 3  # refusals of an item that is larger than a minute's limit
+_NOTABLE_LAG_SECONDS, _LONGEST_LAG_SECONDS = 0.01, 0.3
+_EPSILON = 1e-6
 
 
 class Metered(Protocol):
@@ -53,152 +61,55 @@ class Metered(Protocol):
     def output_tokens(self) -> int | None: ...
 
 
-class Pace:
-    """A GCRA limiter: `per_minute` units, evenly paced, at most `burst` at once.
+class _Ask:
+    """Somebody who wants to make a call, and since when. Tokens are as far as can be guessed."""
 
-    The generic cell rate algorithm (ITU-T I.371) keeps one number, the theoretical arrival time of
-    the next unit. The default burst is half a second's worth: a whole minute at once is what trips
-    providers that check every second.
-    """
+    __slots__ = (
+        "avoid",
+        "future",
+        "kept",
+        "max_tokens",
+        "model",
+        "role",
+        "serving",
+        "since",
+        "used",
+    )
 
-    def __init__(self, per_minute: float, burst: float | None = None):
-        self.rate = per_minute / 60.0
-        self.burst = max(1.0, self.rate / 2) if burst is None else burst
-        self._arrival = -math.inf
+    def __init__(
+        self,
+        role: Role | None,
+        model: str | None,
+        input_tokens: float,
+        output_tokens: float,
+        max_tokens: int | None,
+        since: float,
+        avoid: str | None = None,
+    ):
+        self.role = role
+        self.model = model
+        self.max_tokens = max_tokens
+        self.since = since
+        self.avoid = avoid
+        self.future: asyncio.Future[Lease] | None = None
+        self.serving: list[Account] | None = None
+        if max_tokens and max_tokens < output_tokens:
+            output_tokens = max_tokens
+        self.used = Need(1.0, input_tokens + output_tokens, input_tokens, output_tokens)
+        self.kept = self.used
+        if max_tokens:
+            self.kept = Need(1.0, input_tokens + max_tokens, input_tokens, float(max_tokens))
 
-    def ready_at(self, units: float, now: float) -> float:
-        """The earliest time for `units`; more than a burst waits for a full one."""
-        return max(now, self._arrival - max(0.0, self.burst - units) / self.rate)
+    def need(self, config: LLMClientConfig) -> Need:
+        """What the call takes by the account's rule of counting."""
+        return self.kept if config.token_rule == "reserved" else self.used  # noqa: S105
 
-    def take(self, units: float, now: float) -> None:
-        """Take `units`, going into debt if need be; negative `units` are a refund."""
-        self._arrival = max(self._arrival, now) + units / self.rate
-
-
-class DailyLog:
-    """Requests and tokens per UTC day and account, in a JSON file that several processes share.
-
-    An account with a daily limit is counted before its call, under a file lock; the others are
-    gathered and written once a second.
-    """
-
-    KEPT_DAYS = 35
-
-    def __init__(self, path: Path | None, *, today: Callable[[], str]):
-        self._path = path
-        self._today = today
-        self._counts = self._read(path) if path else {}  # unreadable: say so before any call
-        self._pending: dict[tuple[str, str], list[int]] = {}
-        self._flushed_at = 0.0
-
-    def reserve(self, account: str, limit: int) -> bool:
-        """Count one request of `account` if fewer than `limit` were made today, by any process."""
-        day = self._today()
-        with self._locked() as counts:
-            entry = counts.setdefault(day, {}).setdefault(account, _no_requests())
-            if entry["requests"] >= limit:
-                return False
-            entry["requests"] += 1
-            return True
-
-    def used(self, account: str) -> int:
-        """Requests of `account` today, as far as this process has seen."""
-        return self._counts.get(self._today(), {}).get(account, _no_requests())["requests"]
-
-    def add(self, account: str, *, requests: int = 0, tokens: int = 0) -> None:
-        """Count what needs no permission; written within a second."""
-        pending = self._pending.setdefault((self._today(), account), [0, 0])
-        pending[0] += requests
-        pending[1] += tokens
-        if time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._pending:
-            with self._locked():
-                pass
-        self._flushed_at = time.monotonic()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[dict[str, dict[str, dict[str, int]]]]:
-        """The file's counts under its lock, pending ones added; written back on leaving."""
-        if self._path is None:
-            self._merge_pending()
-            yield self._counts
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self._path.with_name(self._path.name + ".lock").open("a")
-        except OSError as error:
-            raise StopRun(
-                f"{self._path}: cannot be written ({error.strerror})", exit_code=USAGE
-            ) from error
-        with lock:
-            with contextlib.suppress(ImportError):
-                import fcntl
-
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            self._counts = self._read(self._path)
-            self._merge_pending()
-            yield self._counts
-            oldest = (datetime.fromisoformat(self._today()) - timedelta(days=self.KEPT_DAYS)).date()
-            for day in [day for day in self._counts if day < oldest.isoformat()]:
-                del self._counts[day]
-            files.write_json(self._path, dict(sorted(self._counts.items())))
-
-    def _read(self, path: Path) -> dict[str, dict[str, dict[str, int]]]:
-        try:
-            counts = json.loads(path.read_text(encoding="utf-8"))
-            for accounts in counts.values():
-                for entry in accounts.values():
-                    entry["requests"], entry["tokens"] = (
-                        int(entry["requests"]),
-                        int(entry["tokens"]),
-                    )
-        except (FileNotFoundError, NotADirectoryError):  # nothing counted yet; writing will tell
-            return {}
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-            raise StopRun(
-                f"{path}: unreadable ({error}); repair it, or delete it to forget today's counts",
-                exit_code=USAGE,
-            ) from error
-        return counts
-
-    def _merge_pending(self) -> None:
-        for (day, account), (requests, tokens) in self._pending.items():
-            entry = self._counts.setdefault(day, {}).setdefault(account, _no_requests())
-            entry["requests"] += requests
-            entry["tokens"] += tokens
-        self._pending.clear()
+    def kept_output(self, config: LLMClientConfig) -> float:
+        """Tokens that count against the account whether the model writes them or not."""
+        reserved = config.token_rule == "reserved"  # noqa: S105 - no secret
+        return float(self.max_tokens or 0) if reserved else 0.0
 
 
-def _no_requests() -> dict[str, int]:
-    return {"requests": 0, "tokens": 0}
-
-
-@dataclass
-class _Account:
-    """One account's live state; belongs to the home loop."""
-
-    config: LLMClientConfig
-    requests: Pace | None
-    tokens: Pace | None
-    in_flight: int = 0
-    turn: float = 0.0  # round robin: the ready account with the lowest turn goes next
-    rests_until: float = -math.inf
-    spent_day: str = ""  # the UTC day on which its daily limit was used up
-    failures: int = 0  # in a row
-    out: str = ""  # why it takes no further part
-    started: int = 0
-    ok: int = 0
-    rate_limited: int = 0
-    failed: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    spend: float = 0.0
-
-
-@dataclass(eq=False)
 class Lease:
     """The right to make one call on one account; give it back by one of the release methods.
 
@@ -206,11 +117,30 @@ class Lease:
     (`lease.client`, `lease.name`, `lease.model`, …) keeps working.
     """
 
-    config: LLMClientConfig
-    reserved_tokens: float = 0.0
-    reserved_cost: float = 0.0
-    started_at: float = 0.0
-    released: bool = False
+    def __init__(
+        self,
+        config: LLMClientConfig,
+        need: Need,
+        started_at: float,
+        account: Account,
+        generation: int,
+        day: float,
+        kept_output: float = 0.0,
+        reserved_cost: float = 0.0,
+    ):
+        self.config = config
+        self.need = need  # what was reserved
+        self.started_at = started_at
+        self.account = account
+        self.generation = generation  # of the home loop
+        self.day = day  # the account's
+        self.kept_output = kept_output  # tokens that count whether they are written or not
+        self.reserved_cost = reserved_cost
+        self.probe = False  # whether it tells if a failing account is well again
+        self.released = False
+
+    def __repr__(self) -> str:
+        return f"Lease({self.config.name!r}, model={self.config.model!r})"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "config":
@@ -228,27 +158,20 @@ class Lease:
         return None
 
 
-@dataclass(eq=False)
-class _Waiter:
-    future: asyncio.Future[Lease]
-    role: Role | None
-    tokens: float
-    avoid: str | None
-    since: float = field(default=0.0)
-
-
 class LLMDispatcher:
     """Hands out accounts, one lease a call, within every limit.
 
         dispatcher = LLMDispatcher(configs, log_file=Path("data/daily_request_log.json"))
-        answer = await dispatcher.call(send, role="student", input_tokens=900)
+        answer, lease = await dispatcher.call(send, role="student", input_tokens=900)
 
     or, as in the existing application, `lease = await dispatcher.get_available_client()`, the call,
     and `await dispatcher.release_client_on_success(lease)` or `…_on_failure(lease)`. It waits where
-    that application's own dispatcher returns None.
+    that application's own dispatcher returns None, and raises `errors.StopRun`, a BaseException,
+    where waiting is of no use: quotas spent until a named time, budget reached, no account left.
 
-    `max_cost` is a ceiling on this object's spend. `clock` (seconds) and `today` (ISO date, UTC)
-    are arguments so that tests need no time.
+    With a `log_file` all processes that name it share the accounts' limits; `store` keeps them
+    elsewhere. `max_cost` is a ceiling on this object's spend. `clock` (seconds, monotonic) and
+    `wall` (seconds since 1970) are arguments so that tests need no time.
     """
 
     def __init__(
@@ -257,9 +180,10 @@ class LLMDispatcher:
         log_file: str | Path | None = None,
         *,
         max_cost: float | None = None,
+        store: LimitStore | None = None,
         clock: Callable[[], float] | None = None,
-        today: Callable[[], str] | None = None,
-        seed: int = 0,
+        wall: Callable[[], float] = time.time,
+        seed: int | None = None,
     ):
         if not configs:
             raise UserError("no LLM account configured")
@@ -270,27 +194,29 @@ class LLMDispatcher:
         self.clients = list(configs)
         self.max_cost = max_cost
         self._clock = clock or time.monotonic
-        self._today = today or (lambda: datetime.now(UTC).date().isoformat())
-        self._daily = DailyLog(Path(log_file) if log_file else None, today=self._today)
+        self._wall = wall
+        self._random = random.Random(seed).random
+        self._store = store or open_store(Path(log_file) if log_file else None, wall)
+        limits = self._store.open(self.clients, self._clock(), self.wake)
         self._accounts = [
-            _Account(
-                config,
-                Pace(config.rpm_limit) if config.rpm_limit else None,
-                Pace(config.tpm_limit) if config.tpm_limit else None,
-            )
-            for config in configs
+            Account(config, kept, self._random)
+            for config, kept in zip(configs, limits, strict=True)
         ]
-        self._random = random.Random(seed)
-        self._queues: dict[Role | None, deque[_Waiter]] = {}
+        self._serving: dict[tuple[Role | None, str | None], list[Account]] = {}
+        self._queues: dict[tuple[Role | None, str | None], deque[_Ask]] = {}
+        self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._aimed_at = 0.0
+        self._lag = 0.0  # seconds by which timers are late, on the average
+        self._blocked_until = -math.inf  # until then only the end of a call lets another start
         self._turn = 0.0  # at which the latest call was granted
         self._reserved_cost = 0.0
         self._output_guess = 300.0  # tokens; a moving average of what answers really took
+        self._retries = _RETRY_SAVED  # that may still go at once
         self._stop: StopRun | None = None
-        self._home: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._closed = False
+        self._generation = 0
+        self._home = HomeLoop(self._move_in, thread_name="llm-dispatcher")
 
     # ------------------------------------------------------------------ interface of the host
 
@@ -303,83 +229,72 @@ class LLMDispatcher:
         self,
         role: Role | None = None,
         *,
+        model: str | None = None,
         tokens: float = 0.0,
+        max_tokens: int | None = None,
         avoid: str | None = None,
     ) -> Lease:
         """Wait for an account that may make a call now, and reserve the call.
 
-        `tokens` is the call's estimated input and output together. An account named `avoid` is
-        taken only if there is no other. Raises StopRun when no account can serve today, when the
-        budget would be passed, or after `stop`.
+        `tokens` is the call's estimated input and output together, `max_tokens` the most that it
+        lets the model write. An account named `avoid` is taken only if no other is ready. Raises
+        StopRun when no account can serve today, when the budget would be passed, or after `stop`.
         """
-        if self._is_home():
-            return await self._acquire(role, tokens, avoid)
-        carried = self._carry(self._acquire(role, tokens, avoid))
-        try:
-            return await asyncio.shield(asyncio.wrap_future(carried))
-        except asyncio.CancelledError:
-            carried.add_done_callback(self._give_back_unwanted)  # granted too late: nobody took it
-            raise
+        guess = min(self._output_guess, tokens)
+        ask = _Ask(role, model, tokens - guess, guess, max_tokens, self._clock(), avoid)
+        if self._home.is_here():
+            return await self._acquire(ask)
+        return await self._acquire_from_elsewhere(ask)
 
     async def release_client_on_success(self, lease: Lease, answer: Metered | None = None) -> None:
         """The call succeeded; settle its reservation by what `answer` says it used."""
-        if not self._is_home():
-            await asyncio.wrap_future(self._carry(self.release_client_on_success(lease, answer)))
+        if not self._home.is_here():
+            await self._carry(self.release_client_on_success(lease, answer))
             return
-        account = self._finish(lease)
+        used, used_in, used_out = lease.need, 0, 0
+        if answer is not None:
+            used_in, used_out = _figure(answer.input_tokens), _figure(answer.output_tokens)
+        if used_in or used_out:
+            charged = float(max(used_out, lease.kept_output))
+            used = Need(1.0, used_in + charged, float(used_in), charged)
+            self._output_guess += 0.1 * (used_out - self._output_guess)
+        reported = float(used_in + used_out) or None  # else what was reserved stands
+        account, meter, now = self._end(lease, used, tokens=reported)
         account.ok += 1
         account.failures = 0
-        used_in = (answer.input_tokens if answer else None) or 0
-        used_out = (answer.output_tokens if answer else None) or 0
-        if used_in or used_out:
-            if account.tokens:
-                account.tokens.take(used_in + used_out - lease.reserved_tokens, self._clock())
-            self._output_guess += 0.1 * (used_out - self._output_guess)
         account.input_tokens += used_in
         account.output_tokens += used_out
-        account.spend += lease.config.cost(used_in, used_out)
-        self._daily.add(
-            account.config.name,
-            requests=0 if account.config.daily_limit else 1,
-            tokens=used_in + used_out,
-        )
-        self._serve()
+        if account.priced:
+            in_doubt = (used.input_tokens, used.output_tokens)
+            paid = (used_in, used_out) if reported else in_doubt
+            account.spend += lease.config.cost(*paid)
+        if self._retries < _RETRY_SAVED:
+            self._retries += _RETRY_SHARE
+        if meter.taught:
+            with account.limits.edit() as meter:
+                meter.slots.grow(int(meter.in_flight), now)
+                for pace in meter.paces:
+                    pace.grow(now, self._random)
+        if announced := getattr(answer, "announced", ()):
+            account.heed(announced, now)
+        self._store.export_if_due()
+        self._serve(account)
 
     async def release_client_on_failure(
         self, lease: Lease, failure: Failure | Exception | None = None
     ) -> None:
         """The call failed. What failed decides whether the account rests, and for how long."""
-        if not self._is_home():
-            await asyncio.wrap_future(self._carry(self.release_client_on_failure(lease, failure)))
+        if not self._home.is_here():
+            await self._carry(self.release_client_on_failure(lease, failure))
             return
-        if not isinstance(failure, Failure):
-            secrets = [lease.config.api_key]
-            failure = (
-                classify(failure, secrets=secrets)
-                if failure
-                else Failure("transient", "call failed")
-            )
-        account = self._finish(lease)
-        now = self._clock()
-        if account.tokens:
-            account.tokens.take(-lease.reserved_tokens, now)
-        if not account.config.daily_limit:
-            self._daily.add(account.config.name, requests=1)
-        if failure.kind == "rate_limited":
-            account.rate_limited += 1
-            account.failures += 1
-            pause = failure.retry_after or self._backoff(account)  # some say "after 0 seconds"
-            account.rests_until = max(account.rests_until, now + pause)
-        elif failure.kind == "account_out":
-            account.failed += 1
-            account.out = failure.reason
-        elif failure.kind == "transient":
-            account.failed += 1
-            account.failures += 1
-            if account.failures >= _REST_AFTER_FAILURES:
-                account.rests_until = max(account.rests_until, now + self._backoff(account))
-        else:
-            account.failed += 1
+        if isinstance(failure, Exception):
+            failure = classify(failure, secrets=[lease.config.api_key])
+        failure = failure or Failure("transient", "call failed")
+        # What broke down half-way may have been counted, tokens that were turned away were not.
+        used = lease.need if failure.kind == "transient" else Need()
+        account, _, now = self._end(lease, used)
+        account.failed_with(failure, lease.need, lease.started_at, now, self._wall())
+        self._store.export_if_due()
         self._serve()
 
     # ------------------------------------------------------------------ calls
@@ -389,43 +304,65 @@ class LLMDispatcher:
         send: Callable[[Lease], Awaitable[Answer]],
         *,
         role: Role | None = None,
+        model: str | None = None,
         input_tokens: float = 0.0,
+        max_tokens: int | None = None,
     ) -> tuple[Answer, Lease]:
         """Make one call, on whichever account can, and again on another where that may help.
 
         `send` makes one attempt on the home loop. A rate limit costs the item nothing; other
-        passing faults are tried up to 5 times. Raises `send`'s own exception where the item is at
+        passing faults are tried up to 10 times. Raises `send`'s own exception where the item is at
         fault or the attempts are used up, StopRun where no account is left.
         """
-        if not self._is_home():
-            return await self.run_async(self.call(send, role=role, input_tokens=input_tokens))
-        attempts = 0
-        avoid = None
+        if not self._home.is_here():
+            return await self.run_async(
+                self.call(
+                    send, role=role, model=model, input_tokens=input_tokens, max_tokens=max_tokens
+                )
+            )
+        ask = _Ask(role, model, input_tokens, self._output_guess, max_tokens, self._clock())
+        attempts = too_large = 0
         while True:
-            lease = await self._acquire(role, input_tokens + self._output_guess, avoid)
+            lease = await self._acquire(ask)
             try:
                 answer = await send(lease)
             except Exception as error:
                 failure = classify(error, secrets=[lease.config.api_key])
                 await self.release_client_on_failure(lease, failure)
                 attempts += failure.kind == "transient"
-                if failure.kind == "bad_request" or attempts >= _MAX_ATTEMPTS:
+                too_large += failure.kind == "rate_limited" and lease.account.exceeds(lease.need)
+                if too_large >= _MOST_TOO_LARGE:  # no waiting makes it smaller
                     raise
-                avoid = lease.config.name
+                if failure.kind == "bad_request" or attempts >= MAX_ATTEMPTS:
+                    raise
+                lease.account.retried += 1
+                ask.avoid = lease.config.name
+                if failure.kind == "transient":
+                    await self._pause_before_retry(ask, attempts)
             except BaseException:  # cancelled: the slot is free again, the provider has counted
-                self._finish(lease)
+                self._end(lease, lease.need)
                 self._serve()
                 raise
             else:
                 await self.release_client_on_success(lease, answer)
                 return answer, lease
 
+    async def _pause_before_retry(self, ask: _Ask, attempts: int) -> None:
+        """At once on another account while the retry budget lasts, else later and jittered."""
+        others = any(not a.out and a.config.name != ask.avoid for a in self._serving_for(ask))
+        if others and self._retries >= 1:
+            self._retries -= 1
+            return
+        first, longest = _RETRY_SECONDS
+        wait = min(longest, first * 2.0 ** (attempts - 1))
+        await asyncio.sleep(wait * (0.5 + 0.5 * self._random()))
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the home loop from a thread that has no loop of its own, and wait."""
-        if self._is_home(settle=False):
+        if self._home.is_here(settle=False):
             coroutine.close()
             raise RuntimeError("a blocking call on the dispatcher's own loop would wait for itself")
-        future = self._carry(coroutine)
+        future = self._home.carry(coroutine)
         try:
             return future.result()
         except BaseException:
@@ -434,15 +371,21 @@ class LLMDispatcher:
 
     async def run_async(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the home loop from any loop."""
-        if self._is_home():
+        if self._home.is_here():
             return await coroutine
-        return await asyncio.wrap_future(self._carry(coroutine))
+        return await self._carry(coroutine)
+
+    async def _carry(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(self._home.carry(coroutine))
 
     def stop(self, reason: StopRun) -> None:
         """No further call starts: whoever asks or waits for one gets `reason`. From any thread."""
         self._stop = reason
-        if self._home is not None and not self._home.is_closed():
-            self._home.call_soon_threadsafe(self._serve)
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again who can be served; from any thread."""
+        self._home.call_soon(self._serve)
 
     def close(self) -> None:
         """Let calls in flight end (at most 10 s), cancel the rest, close connections, write counts.
@@ -450,17 +393,9 @@ class LLMDispatcher:
         No call starts any more; a thread that still asks for one gets StopRun.
         """
         self._stop = self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
-        with self._starting:
-            self._closed = True  # from here on nothing new is carried to the home loop
-        thread, home = self._thread, self._home
-        if thread is not None and home is not None and not home.is_closed():
-            with contextlib.suppress(TimeoutError):
-                asyncio.run_coroutine_threadsafe(self._wind_up(), home).result(
-                    timeout=2 * _GRACE_SECONDS
-                )
-            home.call_soon_threadsafe(home.stop)
-            thread.join(timeout=_GRACE_SECONDS)
-        self._daily.flush()
+        self.wake()  # a host's own loop is not ended here, but nobody shall wait on it
+        self._home.close(self._wind_up, reason=self._stop, patience=_GRACE_SECONDS)
+        self._store.close()
 
     async def _wind_up(self) -> None:
         """On the background loop: nobody may be left waiting for an answer that cannot come."""
@@ -473,7 +408,20 @@ class LLMDispatcher:
         await asyncio.gather(*others, return_exceptions=True)
         await self.aclose()
 
+    async def aclose(self) -> None:
+        """Close the running loop's connections and write what was counted."""
+        for config in self.clients:
+            with contextlib.suppress(Exception):
+                await config.aclose()
+        self._store.flush()
+
     def __enter__(self) -> LLMDispatcher:
+        return self
+
+    def __copy__(self) -> LLMDispatcher:
+        return self  # two would use every limit twice
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLMDispatcher:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -491,270 +439,412 @@ class LLMDispatcher:
         """Calls started so far."""
         return sum(account.started for account in self._accounts)
 
+    @property
+    def waiting(self) -> int:
+        """Who waits for an account."""
+        return self._waiting
+
     def slots(self, role: Role | None = None) -> int:
-        """How many calls of `role` can be in flight at once."""
-        return sum(a.config.concurrency for a in self._accounts if _serves(a, role))
+        """How many calls of `role` can usefully be asked for at once."""
+        serving = [a for a in self._accounts if a.serves(role)]
+        return sum(a.config.concurrency or _LEARNT_WORKERS for a in serving)
 
     def calls_per_minute(self, role: Role | None = None) -> float:
-        """Calls a minute that the accounts of `role` allow; inf where one has no limit."""
-        return sum(a.config.rpm_limit or math.inf for a in self._accounts if _serves(a, role))
+        """Calls a minute that the accounts of `role` allow, as learnt; inf where one has no limit.
+
+        An account that is out allows none.
+        """
+        serving = [a for a in self._accounts if a.serves(role) and not a.out]
+        return sum(a.limits.meter.paces[0].limit * 60.0 for a in serving)
 
     def models(self, role: Role | None = None) -> list[str]:
         """The models that serve `role`, sorted."""
-        return sorted({a.config.model for a in self._accounts if _serves(a, role)})
+        return sorted({a.config.model for a in self._accounts if a.serves(role)})
 
     def resting(self) -> str:
         """Which accounts rest, and for how long yet; '' if none does."""
         now = self._clock()
-        rests = [(a.config.name, a.rests_until - now) for a in self._accounts if not a.out]
+        rests = [(a.config.name, a.resting_until() - now) for a in self._accounts if not a.out]
         return ", ".join(f"{name} rests {left:.0f} s" for name, left in rests if left >= 1)
 
+    def live_line(self) -> str:
+        """For a progress bar: who waits, what rests, what is out or spent; '' if all is well."""
+        spent = [a.config.name for a in self._accounts if not a.out and a.limits.spent()]
+        parts = [
+            f"{self._waiting} waiting" if self._waiting else "",
+            self.resting(),
+            f"{', '.join(spent)} spent today" if spent else "",
+            ", ".join(f"{a.config.name} is out" for a in self._accounts if a.out),
+        ]
+        return " · ".join(part for part in parts if part)
+
     def snapshot(self) -> list[dict[str, Any]]:
-        """One plain dict per account: counts, tokens, spend, state. No key, no address."""
+        """One plain dict per account: counts, tokens, spend, limits as learnt, state. No key.
+
+        Rates are per minute, times in seconds, None is no limit. `requests_today` and
+        `tokens_today` are those of all processes that share the log.
+        """
+        now = self._clock()
         return [
-            {
-                "name": account.config.name,
-                "model": account.config.model,
-                "started": account.started,
-                "ok": account.ok,
-                "rate_limited": account.rate_limited,
-                "failed": account.failed,
-                "in_flight": account.in_flight,
-                "input_tokens": account.input_tokens,
-                "output_tokens": account.output_tokens,
-                "spend": account.spend,
-                "requests_today": self._daily.used(account.config.name),
-                "out": account.out,
-            }
+            account.seen(now) | {"waiting": self._waiting_for(account)}
             for account in self._accounts
         ]
 
+    def prometheus(self) -> str:
+        """The snapshot as Prometheus text, for an endpoint or a textfile collector."""
+        return prometheus(self.snapshot())
+
+    def _waiting_for(self, account: Account) -> int:
+        return sum(
+            len(queue)
+            for (role, model), queue in self._queues.items()
+            if account.serves(role, model)
+        )
+
     # ------------------------------------------------------------------ home loop
 
-    def _is_home(self, *, settle: bool = True) -> bool:
-        """Whether the running loop is the home loop; the first loop to ask becomes it."""
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            return False
-        with self._starting:
-            if settle and (self._home is None or self._deserted(self._home)):
-                self._move_in(running)
-            return running is self._home
-
-    def _deserted(self, home: asyncio.AbstractEventLoop) -> bool:
-        """Whether nobody runs `home` any more: closed, or left standing by its owner."""
-        ours = self._thread is not None and self._thread.is_alive()
-        return home.is_closed() or not (ours or home.is_running())
-
-    def _move_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._home = loop
-        self._queues.clear()  # whoever waited on a closed loop is gone
-        self._timer = None
+    def _move_in(self) -> None:
+        """Another loop is home now: whoever waited or called on the former one is gone."""
+        self._generation += 1
+        self._queues.clear()
+        self._waiting = 0
+        self._timer, self._timer_at = None, math.inf
+        self._blocked_until = -math.inf
+        self._reserved_cost = 0.0
         for account in self._accounts:
             account.in_flight = 0
+            account.probing = False
+            account.limits.forget_calls()
 
-    def _carry(self, coroutine: Coroutine[Any, Any, T]) -> Any:
-        """Start a coroutine on the home loop, in a thread of our own if nobody else runs it."""
-        with self._starting:
-            home = self._home
-            if self._closed:
-                coroutine.close()
-                raise self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
-            if home is None or self._deserted(home):
-                home = asyncio.new_event_loop()
-                self._move_in(home)
-                self._thread = threading.Thread(
-                    target=_run_loop, args=(home,), name="llm-dispatcher", daemon=True
-                )
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(coroutine, home)
+    async def _acquire_from_elsewhere(self, ask: _Ask) -> Lease:
+        """For a caller on another loop, who may give up before or after the grant."""
+        given_up = False
+        waiting: list[asyncio.Task[Any]] = []
 
-    async def aclose(self) -> None:
-        """Close the running loop's connections and write what is still to be counted."""
-        for config in self.clients:
-            with contextlib.suppress(Exception):
-                await config.aclose()
-        self._daily.flush()
+        async def acquire() -> Lease:
+            task = asyncio.current_task()
+            if task is not None:
+                waiting.append(task)
+            if given_up:
+                raise asyncio.CancelledError
+            return await self._acquire(ask)
+
+        carried = self._home.carry(acquire())
+        try:
+            return await asyncio.shield(asyncio.wrap_future(carried))
+        except asyncio.CancelledError:
+            given_up = True
+            self._home.call_soon(lambda: waiting and waiting[0].cancel())
+            carried.add_done_callback(self._give_back_unwanted)
+            raise
+
+    def _give_back_unwanted(self, future: Future[Lease]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            return
+        lease = future.result()
+
+        def give_back() -> None:
+            self._undo(lease)
+            self._serve()
+
+        self._home.call_soon(give_back)
 
     # ------------------------------------------------------------------ granting
 
-    async def _acquire(self, role: Role | None, tokens: float, avoid: str | None) -> Lease:
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop.create_future(), role, tokens, avoid, self._clock())
-        self._queues.setdefault(role, deque()).append(waiter)
-        self._serve()
+    async def _acquire(self, ask: _Ask) -> Lease:
+        if not self._waiting:  # nobody to overtake
+            granted = self._try_grant(ask, self._clock())
+            if isinstance(granted, Lease):
+                self._relax()
+                return granted
+        ask.future = asyncio.get_running_loop().create_future()
+        if self._enqueue(ask):
+            self._serve()
         try:
-            return await waiter.future
+            return await ask.future
         except asyncio.CancelledError:
             if (
-                waiter.future.done()
-                and not waiter.future.cancelled()
-                and not waiter.future.exception()
-            ):
-                self._undo(waiter.future.result())
-            waiter.future.cancel()
+                ask.future.done() and not ask.future.cancelled() and not ask.future.exception()
+            ):  # granted and cancelled in the same tick
+                self._undo(ask.future.result())
+            ask.future.cancel()
             self._serve()
             raise
 
-    def _serve(self) -> None:
-        """Grant whatever can be granted now, oldest waiter first; arm the timer for the rest."""
-        soonest = math.inf
-        blocked: set[Role | None] = set()
-        while True:
-            heads = [q[0] for role, q in self._queues.items() if q and role not in blocked]
-            if not heads:
-                break
-            waiter = min(heads, key=lambda w: w.since)
-            queue = self._queues[waiter.role]
-            if waiter.future.done():
-                queue.popleft()
-                continue
-            try:
-                granted = self._try_grant(waiter)
-            except BaseException as error:
-                queue.popleft()
-                waiter.future.set_exception(error)
-                continue
-            if isinstance(granted, Lease):
-                queue.popleft()
-                waiter.future.set_result(granted)
-            else:
-                blocked.add(waiter.role)
-                soonest = min(soonest, granted)
-        self._arm(soonest)
+    def _enqueue(self, ask: _Ask) -> bool:
+        """By age: an item that is tried again stands before all who came after it. Returns whether
+        it is the first of its queue; what the others wait for is known."""
+        key = (ask.role, ask.model)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = deque()
+        self._waiting += 1
+        if not queue or queue[-1].since <= ask.since:
+            queue.append(ask)
+            return len(queue) == 1
+        place = next(n for n, other in enumerate(queue) if other.since > ask.since)
+        queue.insert(place, ask)
+        return place == 0
 
-    def _try_grant(self, waiter: _Waiter) -> Lease | float:
+    def _serve(self, changed: Account | None = None) -> None:
+        """Grant whatever can be granted now, oldest waiter first; arm the timer for the rest.
+
+        After the end of a call on the account `changed` only that one is looked at, as long as the
+        others are known not to be ready.
+        """
+        if not self._waiting:
+            return
+        now = self._clock()
+        if now >= self._blocked_until:
+            changed = None
+        soonest = math.inf if changed is None else self._blocked_until
+        queues = [queue for queue in self._queues.values() if queue]
+        while queues:
+            queue = queues[0] if len(queues) == 1 else min(queues, key=_oldest)
+            at = self._serve_first(queue, now, changed)
+            if at is not None:  # the others of this queue wait behind it
+                if at < soonest:
+                    soonest = at
+                queues.remove(queue)
+            elif changed is not None and changed.limits.full:
+                break
+            elif not queue:
+                queues.remove(queue)
+        if not self._waiting:
+            soonest = -math.inf
+            self._relax()
+        elif soonest == self._blocked_until and changed is not None:
+            return  # the timer stands
+        self._blocked_until = soonest
+        self._arm(soonest if self._waiting else math.inf, now)
+
+    def _relax(self) -> None:
+        """Nobody waits: give back what was reserved ahead on shared accounts."""
+        if self._store.shared:
+            for account in self._accounts:
+                account.limits.relax()
+
+    def _serve_first(self, queue: deque[_Ask], now: float, changed: Account | None) -> float | None:
+        """Take the oldest waiter off its queue if it can be served; else when it could be."""
+        ask = queue[0]
+        future = ask.future
+        if future is not None and not future.done():
+            try:
+                granted = self._try_grant(ask, now, changed)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                if not isinstance(granted, Lease):
+                    return granted
+                future.set_result(granted)
+        queue.popleft()
+        self._waiting -= 1
+        return None
+
+    def _try_grant(self, ask: _Ask, now: float, changed: Account | None = None) -> Lease | float:
         """A lease, or the time at which there might be one (inf: only a release can help)."""
         if self._stop is not None:
             raise self._stop
-        now = self._clock()
+        if self._store.problem is not None:
+            raise self._store.problem
         while True:
-            serving = [a for a in self._accounts if _serves(a, waiter.role)]
-            if all(account.out or self._spent_today(account) for account in serving):
-                raise self._nobody_left(serving, waiter.role)
-            usable = [a for a in serving if not a.out and not self._spent_today(a)]
-            at = {a.config.name: self._ready_at(a, waiter.tokens, now) for a in usable}
-            ready = [a for a in usable if at[a.config.name] <= now + _EPSILON]
-            if not ready:
-                return min(at.values())
-            preferred = [a for a in ready if a.config.name != waiter.avoid] or ready
-            account = min(preferred, key=lambda a: a.turn)
-            cost = self._affordable(account, waiter)
-            limit = account.config.daily_limit
-            if limit and not self._daily.reserve(account.config.name, limit):
-                account.spent_day = self._today()
+            account, soonest = self._choose(ask, now, changed)
+            if account is None:
+                return soonest
+            cost = self._cost(account, ask) if self.max_cost is not None else 0.0
+            need = ask.need(account.config)
+            if account.limits.take(need, now):
+                return self._grant(account, ask, need, cost, now)
+
+    def _choose(
+        self, ask: _Ask, now: float, changed: Account | None
+    ) -> tuple[Account | None, float]:
+        """The ready account whose turn it is; otherwise None and when the first will be ready."""
+        if self.max_cost is not None:
+            changed = None
+        second_best, soonest, patient, costly = None, math.inf, changed is not None, False
+        serving = ask.serving or self._serving_for(ask)
+        if changed is not None:
+            among = [changed] if changed in serving else []
+        else:
+            among = sorted(serving, key=_turn)
+        # To ask a shared account is to reserve a call: a lone waiter asks the likeliest first.
+        likely: dict[Account, float] = {}
+        if changed is None and self._store.shared and self._waiting <= 1:
+            likely = {account: account.likely_at(now) for account in among}
+            among.sort(key=lambda a: (likely[a], a.config.name == ask.avoid))
+        for account in among:
+            if likely and soonest < math.inf and soonest <= likely[account]:
+                break
+            if account.out or (account.limits.daily and account.limits.spent()):
+                patient = patient and changed is None  # look at all: this may have been the last
+                if not account.out:
+                    soonest = min(soonest, now + account.limits.seconds_left())
                 continue
-            return self._grant(account, waiter, now, cost)
+            if self.max_cost is not None and not self._affords(account, ask):
+                costly = True
+                continue
+            at = account.ready_at(ask, now)
+            if at <= now + _EPSILON:
+                if account.config.name != ask.avoid:
+                    return account, now
+                second_best = account
+            if not patient:
+                patient = at - now < _PATIENCE_SECONDS or (
+                    account.resting_until() - now < _PATIENCE_SECONDS
+                )
+            elif changed is not None and account.resting_until() - now >= _PATIENCE_SECONDS:
+                patient = False  # look at all: may be that everyone rests so long
+            if at < soonest:
+                soonest = at
+        if second_best is None and costly and not patient and not self._reserved_cost:
+            raise self._budget_reached()
+        if second_best is None and not patient and not costly:
+            if changed is not None:
+                return self._choose(ask, now, None)
+            raise self._nobody_left(serving, ask, now)
+        return second_best, soonest
 
-    def _ready_at(self, account: _Account, tokens: float, now: float) -> float:
-        if account.in_flight >= account.config.concurrency:
-            return math.inf
-        at = max(now, account.rests_until)
-        if account.requests:
-            at = max(at, account.requests.ready_at(1, now))
-        if account.tokens:
-            at = max(at, account.tokens.ready_at(tokens, now))
-        return at
+    def _serving_for(self, ask: _Ask) -> list[Account]:
+        key = (ask.role, ask.model)
+        if key not in self._serving:
+            self._serving[key] = [a for a in self._accounts if a.serves(*key)]
+        ask.serving = self._serving[key]
+        return ask.serving
 
-    def _affordable(self, account: _Account, waiter: _Waiter) -> float:
-        """The call's estimated cost; StopRun where it could pass the budget."""
-        cost = account.config.cost(max(0.0, waiter.tokens - self._output_guess), self._output_guess)
-        if self.max_cost is not None and self.spend + self._reserved_cost + cost > self.max_cost:
-            raise StopRun(
-                f"budget reached: {self.spend:.4f} of {self.max_cost:g} spent, and the next call "
-                "could pass it; raise --max-cost to go on",
-                exit_code=BUDGET,
-            )
-        return cost
+    def _cost(self, account: Account, ask: _Ask) -> float:
+        """What the call may cost: as much as it may write, where that is known."""
+        return account.config.cost(ask.kept.input_tokens, ask.kept.output_tokens)
 
-    def _grant(self, account: _Account, waiter: _Waiter, now: float, cost: float) -> Lease:
-        if account.requests:
-            account.requests.take(1, now)
-        if account.tokens:
-            account.tokens.take(waiter.tokens, now)
+    def _affords(self, account: Account, ask: _Ask) -> bool:
+        """Whether the call stays below the ceiling, together with those in flight."""
+        most = self.max_cost if self.max_cost is not None else math.inf
+        return self.spend + self._reserved_cost + self._cost(account, ask) <= most
+
+    def _budget_reached(self) -> StopRun:
+        return StopRun(
+            f"budget reached: {self.spend:.4f} of {self.max_cost:g} spent, and the next call "
+            "could pass it; raise --max-cost to go on",
+            exit_code=BUDGET,
+        )
+
+    def _grant(self, account: Account, ask: _Ask, need: Need, cost: float, now: float) -> Lease:
         # start-time fair queueing: an account that was idle or resting gets no stored-up turns
         self._turn = max(account.turn, self._turn)
-        account.turn = self._turn + 1.0
+        account.turn = self._turn + 1.0 / account.config.weight
         account.in_flight += 1
         account.started += 1
         self._reserved_cost += cost
-        return Lease(account.config, waiter.tokens, cost, now)
+        config = account.config
+        kept = ask.kept_output(config) if ask.max_tokens else 0.0
+        day = account.limits.meter.day
+        lease = Lease(config, need, now, account, self._generation, day, kept, cost)
+        if account.failing:
+            account.probing = lease.probe = True
+        return lease
 
-    def _finish(self, lease: Lease) -> _Account:
+    # ------------------------------------------------------------------ ends of calls
+
+    def _end(
+        self, lease: Lease, used: Need, *, tokens: float | None = None, counted: bool = True
+    ) -> tuple[Account, Meter, float]:
+        """Take a lease back. `tokens` are those of the day, where they differ from `used`."""
         if lease.released:
             raise RuntimeError(f"lease on account {lease.config.name!r} released twice")
         lease.released = True
-        account = next(a for a in self._accounts if a.config is lease.config)
-        account.in_flight = max(0, account.in_flight - 1)
-        self._reserved_cost = max(0.0, self._reserved_cost - lease.reserved_cost)
-        return account
+        account: Account = lease.account
+        if lease.probe:
+            account.probing = False
+        ours = lease.generation == self._generation  # else its slot was freed with its loop
+        if lease.reserved_cost and ours:
+            left = self._reserved_cost - lease.reserved_cost
+            self._reserved_cost = left if left > 1e-9 else 0.0  # some wait for the last to go
+        if ours:
+            account.in_flight -= 1
+        tokens = used.tokens if tokens is None else tokens
+        ended = Ended(lease.need, used, tokens, lease.started_at, lease.day, ours, not counted)
+        return account, account.limits.end(ended), self._clock()
 
     def _undo(self, lease: Lease) -> None:
-        """Never sent: give back the slot and the pace. A daily reservation stays counted."""
-        account = self._finish(lease)
+        """Never sent: give everything back."""
+        if lease.released:
+            return
+        account, _, _ = self._end(lease, Need(0.0), counted=False)
         account.started -= 1
-        if account.requests:
-            account.requests.take(-1, self._clock())
-        if account.tokens:
-            account.tokens.take(-lease.reserved_tokens, self._clock())
 
-    def _give_back_unwanted(self, future: Any) -> None:
-        if self._home is not None and not future.cancelled() and future.exception() is None:
-            lease = future.result()
+    # ------------------------------------------------------------------ ends of runs
 
-            def give_back() -> None:
-                self._undo(lease)
-                self._serve()
-
-            self._home.call_soon_threadsafe(give_back)
-
-    def _spent_today(self, account: _Account) -> bool:
-        limit = account.config.daily_limit
-        if not limit:
-            return False
-        return account.spent_day == self._today() or self._daily.used(account.config.name) >= limit
-
-    def _nobody_left(self, serving: list[_Account], role: Role | None) -> StopRun:
-        what = f"role {role!r}" if role else "any role"
-        spent = [account for account in serving if not account.out]
+    def _nobody_left(self, serving: list[Account], ask: _Ask, now: float) -> StopRun:
+        what = f"role {ask.role!r}" if ask.role else "any role"
+        if ask.model:
+            what += f" and model {ask.model!r}"
+        left = [account for account in serving if not account.out]
         reasons = "; ".join(f"{a.config.name}: {a.out}" for a in serving if a.out)
-        if spent:
-            until = datetime.fromisoformat(self._today()) + timedelta(days=1)
-            names = ", ".join(account.config.name for account in spent)
+        if not left:
             return StopRun(
-                f"daily quota of every account for {what} is spent ({names}) until "
-                f"{until:%Y-%m-%d %H:%M} UTC; everything is saved, run the same command then"
-                + (f" ({reasons})" if reasons else ""),
-                exit_code=TRY_LATER,
+                f"no account left for {what}: {reasons or 'none configured'}", exit_code=USAGE
             )
+        until = min(account.usable_again(now, self._wall()) for account in left)
+        names = ", ".join(account.config.name for account in left)
+        all_spent = all(account.limits.spent() for account in left)
+        state = "daily quota of every account" if all_spent else "every account rests or is spent"
         return StopRun(
-            f"no account left for {what}: {reasons or 'none configured'}", exit_code=USAGE
+            f"{state} for {what}{' is spent' if all_spent else ''} ({names}) until "
+            f"{until.astimezone(UTC):%Y-%m-%d %H:%M} UTC; everything is saved, run the same "
+            "command then" + (f" ({reasons})" if reasons else ""),
+            exit_code=TRY_LATER,
         )
 
-    def _backoff(self, account: _Account) -> float:
-        first, longest = _REST_SECONDS
-        doubled = first * 2.0 ** min(10, max(0, account.failures - _REST_AFTER_FAILURES))
-        return min(longest, doubled) * (0.5 + 0.5 * self._random.random())
-
-    def _arm(self, at: float) -> None:
+    def _arm(self, at: float, now: float) -> None:
+        """One timer, for the earliest time at which a waiter could be served."""
+        if at < math.inf:
+            at = min(at, now + 3600.0)  # another process may spend a quota, midnight frees one
         if self._timer is not None:
+            if now < self._timer_at <= at:
+                return  # it will look again, and arm the next
             self._timer.cancel()
             self._timer = None
+        self._timer_at = at
         if at < math.inf:
-            delay = max(0.0, at - self._clock())
-            # Another process may use up a daily quota and midnight frees one: look at least hourly.
-            self._timer = asyncio.get_running_loop().call_later(min(delay, 3600.0), self._serve)
+            wait = max(0.0, at - now)
+            # A busy loop is late for its timers, and a place in a shared line is soon lost.
+            early = self._lag if self._lag > _NOTABLE_LAG_SECONDS else 0.0
+            wait = wait - early if wait > 2 * early else wait / 2
+            self._aimed_at = now + wait
+            self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
+
+    def _fire(self) -> None:
+        late = min(_LONGEST_LAG_SECONDS, max(0.0, self._clock() - self._aimed_at))
+        self._lag += 0.3 * (late - self._lag)
+        self._timer, self._timer_at = None, math.inf
+        self._serve()
 
 
-def _serves(account: _Account, role: Role | None) -> bool:
-    return role is None or role in account.config.roles
+def open_store(
+    log: Path | None, wall: Callable[[], float] = time.time, *, url: str | None = None
+) -> LimitStore:
+    """Limits on the server at `url`, else in a file beside `log`, else in memory.
+
+    Windows has none of the locks that the shared file needs: there each process is on its own.
+    """
+    if url:
+        from question_optimizer.limit_redis import RedisLimitStore
+
+        return RedisLimitStore(url, wall=wall)
+    if log is None or os.name == "nt":
+        return LimitStore(wall)
+    return SharedLimitStore(log, wall)
 
 
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+def _figure(tokens: Any) -> int:
+    """A count as a provider reports it; 0 where that is none."""
+    known = isinstance(tokens, int | float) and 0 <= tokens < 1e12
+    return int(tokens) if known else 0
+
+
+def _turn(account: Account) -> float:
+    return account.turn
+
+
+def _oldest(queue: deque[_Ask]) -> float:
+    return queue[0].since

@@ -44,3 +44,11 @@ class StopRun(BaseException):
     def __init__(self, message: str, *, exit_code: int):
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _stop_run, (str(self), self.exit_code)
+
+
+def _stop_run(message: str, exit_code: int) -> StopRun:
+    """How a copy, or another process, makes one again."""
+    return StopRun(message, exit_code=exit_code)

@@ -1,32 +1,34 @@
-"""Accounts at LLM providers: read from `llm_providers.toml`, spoken to through the official SDKs.
+"""Accounts at LLM providers: who they are, read from `llm_providers.toml`, and what they may do.
 
-One neutral request and answer (`ChatRequest`, `ChatAnswer`) for OpenAI, Anthropic, every
-OpenAI-compatible server (Ollama, vLLM, llama.cpp, `transformers serve`) and the rehearsal. An SDK
-is imported when the first account of its kind makes a call.
+How they are spoken to stands in `wire`, what their failures mean in `failures`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import difflib
+import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from question_optimizer.errors import UserError
 
 Role = Literal["student", "teacher", "judge"]
 Kind = Literal["openai", "anthropic", "rehearsal"]
+TokenRule = Literal["used", "reserved"]
+Transport = Literal["direct", "sdk"]
 ROLES: tuple[Role, ...] = ("student", "teacher", "judge")
 REQUEST_TIMEOUT_SECONDS = 120.0
-ANTHROPIC_MAX_TOKENS = 4096  # mandatory there; DSPy leaves it open
 SETUP_HINT = (
     "copy llm_providers.example.toml to llm_providers.toml and set the keys it names "
     "(OpenAI, Anthropic, or any OpenAI-compatible server such as Ollama, vLLM, llama.cpp or "
@@ -36,9 +38,18 @@ SETUP_HINT = (
 
 @dataclass
 class LLMClientConfig:
-    """One account. Limits are per minute (`rpm_limit`, `tpm_limit`), per UTC day (`daily_limit`,
-    requests) and at once (`concurrency`); None is no limit. Prices are per million tokens in one
-    currency, None where unknown. The key appears in no repr."""
+    """One account.
+
+    Limits are per minute (`rpm_limit` requests; `tpm_limit` tokens, or `input_tpm_limit` and
+    `output_tpm_limit` where those count apart), per day (`daily_limit` requests,
+    `daily_token_limit`; a day ends at midnight in `reset_zone`) and at once (`concurrency`). None
+    is no limit; for `concurrency` it means that the number is to be learnt. With `fixed_limits` the
+    figures stand even where the server announces higher ones.
+
+    `token_rule` is how the provider counts: "used" tokens, or those "reserved" when the call
+    arrives (input and `max_tokens`), whatever is used. Prices are per million tokens in one
+    currency, None where unknown. The key appears in no repr.
+    """
 
     name: str
     model: str
@@ -46,15 +57,33 @@ class LLMClientConfig:
     api_key: str = field(default="", repr=False)
     rpm_limit: float | None = None
     daily_limit: int | None = None
-    concurrency: int = 1
+    concurrency: int | None = 1
     kind: Kind = "openai"
     tpm_limit: float | None = None
     input_price: float | None = None
     output_price: float | None = None
     roles: tuple[Role, ...] = ROLES
+    input_tpm_limit: float | None = None
+    output_tpm_limit: float | None = None
+    daily_token_limit: int | None = None
+    reset_zone: str = "UTC"
+    token_rule: TokenRule | None = None
+    fixed_limits: bool = False
+    weight: float = 1.0
+    timeout: float = REQUEST_TIMEOUT_SECONDS
+    transport: Transport = "direct"
     _clients: WeakKeyDictionary[Any, Any] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
+    _sessions: WeakKeyDictionary[Any, Any] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.token_rule is None:  # OpenAI and Azure count a call's max_tokens on its arrival
+            where = self.base_url or ("api.openai.com" if self.kind == "openai" else "")
+            reserved = re.search(r"api\.openai\.com|openai\.azure\.com", where)
+            self.token_rule = "reserved" if reserved else "used"
 
     @property
     def client(self) -> Any:
@@ -63,6 +92,14 @@ class LLMClientConfig:
         if loop not in self._clients:
             self._clients[loop] = _make_client(self)
         return self._clients[loop]
+
+    @property
+    def session(self) -> Any:
+        """An aiohttp session for the running event loop, for calls without the SDK."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._sessions:
+            self._sessions[loop] = _make_session(self)
+        return self._sessions[loop]
 
     @property
     def priced(self) -> bool:
@@ -75,55 +112,11 @@ class LLMClientConfig:
         return (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
 
     async def aclose(self) -> None:
-        """Close the running loop's client."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One prompt: a system text and alternating (role, text) messages, ending with the user's."""
-
-    system: str
-    messages: tuple[tuple[str, str], ...]
-    temperature: float | None = None
-    max_tokens: int | None = None
-    top_p: float | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-
-    @property
-    def characters(self) -> int:
-        return len(self.system) + sum(len(text) for _, text in self.messages)
-
-
-@dataclass(frozen=True)
-class ChatAnswer:
-    """What came back. Token counts are the provider's, None where it reports none."""
-
-    text: str
-    model: str
-    id: str | None = None
-    truncated: bool = False
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a call failed, as the dispatcher needs to know it.
-
-    rate_limited  the account needs a pause; the item does not
-    transient     timeout, 5xx, broken connection: try another account
-    account_out   bad key, unknown model, no credit: this account is of no more use
-    bad_request   the item's own fault (too long, filtered): never retried blindly
-    """
-
-    kind: Literal["rate_limited", "transient", "account_out", "bad_request"]
-    reason: str
-    retry_after: float | None = None
-    status: int | None = None
+        """Close the running loop's connections."""
+        loop = asyncio.get_running_loop()
+        for opened in (self._clients.pop(loop, None), self._sessions.pop(loop, None)):
+            if opened is not None:
+                await opened.close()
 
 
 def rehearsal_account() -> LLMClientConfig:
@@ -151,11 +144,36 @@ class _AccountEntry(BaseModel):
     api_key_env: str | None = None
     rpm_limit: float | None = Field(default=None, gt=0)
     tpm_limit: float | None = Field(default=None, gt=0)
+    input_tpm_limit: float | None = Field(default=None, gt=0)
+    output_tpm_limit: float | None = Field(default=None, gt=0)
     daily_limit: int | None = Field(default=None, gt=0)
-    concurrency: int = Field(default=1, ge=1)
+    daily_token_limit: int | None = Field(default=None, gt=0)
+    reset_zone: str = "UTC"
+    token_rule: TokenRule | None = None
+    fixed_limits: bool = False
+    concurrency: int | str = 1
+    weight: float = Field(default=1.0, gt=0)
+    timeout: float = Field(default=REQUEST_TIMEOUT_SECONDS, gt=0)
+    transport: Transport = "direct"
     input_price: float | None = Field(default=None, ge=0)
     output_price: float | None = Field(default=None, ge=0)
     roles: tuple[Role, ...] = ROLES
+
+    @field_validator("concurrency")
+    @classmethod
+    def _number_or_learn(cls, at_once: int | str) -> int | str:
+        if at_once != "learn" and (isinstance(at_once, str) or at_once < 1):
+            raise ValueError('must be a number from 1, or "learn"')
+        return at_once
+
+    @field_validator("reset_zone")
+    @classmethod
+    def _known_zone(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"no time zone is called {zone!r}; UTC or Europe/Berlin is") from None
+        return zone
 
 
 def load_providers(path: Path, environ: Mapping[str, str]) -> list[LLMClientConfig]:
@@ -195,9 +213,11 @@ def _account(path: Path, number: int, entry: Any, environ: Mapping[str, str]) ->
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{where}: {key}: {first['msg']}; see llm_providers.example.toml"
-        ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, _AccountEntry.model_fields, n=1)
+            said = "unknown" + (f", did you mean {near[0]}?" if near else "")
+        raise UserError(f"{where}: {key}: {said}; see llm_providers.example.toml") from error
     key = "none"  # local servers want some key and read none
     if parsed.api_key_env:
         key = environ.get(parsed.api_key_env, "").strip()
@@ -214,10 +234,13 @@ def _account(path: Path, number: int, entry: Any, environ: Mapping[str, str]) ->
         raise UserError(
             f"{path}: account {parsed.name!r}: needs api_key_env, or base_url of a local server"
         )
-    return LLMClientConfig(**parsed.model_dump(exclude={"api_key_env"}), api_key=key)
+    fields = parsed.model_dump(exclude={"api_key_env"})
+    if parsed.concurrency == "learn":
+        fields["concurrency"] = None
+    return LLMClientConfig(**fields, api_key=key)
 
 
-# ---------------------------------------------------------------------- calls
+# ---------------------------------------------------------------------- connections
 
 
 def _make_client(config: LLMClientConfig) -> Any:
@@ -229,7 +252,7 @@ def _make_client(config: LLMClientConfig) -> Any:
             api_key=config.api_key,
             base_url=config.base_url,
             max_retries=0,
-            timeout=REQUEST_TIMEOUT_SECONDS,
+            timeout=config.timeout,
             http_client=anthropic.DefaultAioHttpClient(),
         )
     import openai
@@ -250,130 +273,30 @@ def _make_client(config: LLMClientConfig) -> Any:
         api_key=config.api_key,
         base_url=config.base_url,
         max_retries=0,
-        timeout=REQUEST_TIMEOUT_SECONDS,
+        timeout=config.timeout,
         http_client=openai.DefaultAioHttpClient(),
     )
 
 
-async def complete(client: Any, model: str, request: ChatRequest) -> ChatAnswer:
-    """One attempt at one account. `client` is any SDK's async client, a host's included."""
-    raw = getattr(client, "raw_client", None) or client
-    if not hasattr(raw, "chat") and hasattr(raw, "messages"):
-        return await _complete_anthropic(raw, model, request)
-    # instructor wraps the SDK's client and would want a response model
-    inner = getattr(raw, "client", None)
-    if (
-        inner is not None
-        and hasattr(inner, "chat")
-        and type(raw).__module__.startswith("instructor")
-    ):
-        raw = inner
-    return await _complete_openai(raw, model, request)
-
-
-async def _complete_openai(client: Any, model: str, request: ChatRequest) -> ChatAnswer:
-    messages = [{"role": "system", "content": request.system}] if request.system else []
-    messages += [{"role": role, "content": text} for role, text in request.messages]
-    options = {
-        "temperature": request.temperature,
-        "max_tokens": request.max_tokens,
-        "top_p": request.top_p,
-        "stop": list(request.stop) or None,
-        "seed": request.seed,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    response = await client.chat.completions.create(model=model, messages=messages, **given)
-    if not getattr(response, "choices", None):  # a proxy's error page comes as a plain string
-        raise ValueError("the provider's answer is no chat completion")
-    choice, usage = response.choices[0], response.usage
-    return ChatAnswer(
-        text=choice.message.content or "",
-        model=response.model or model,
-        id=response.id or None,
-        truncated=choice.finish_reason == "length",
-        input_tokens=usage.prompt_tokens if usage else None,
-        output_tokens=usage.completion_tokens if usage else None,
-    )
-
-
-async def _complete_anthropic(client: Any, model: str, request: ChatRequest) -> ChatAnswer:
-    # Version 2026-10-21 of the API, which SDK 2 speaks, takes no temperature and no top_p.
-    options: dict[str, Any] = {
-        "system": request.system or None,
-        "stop_sequences": list(request.stop) or None,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    message = await client.messages.create(
-        model=model,
-        max_tokens=request.max_tokens or ANTHROPIC_MAX_TOKENS,
-        messages=[{"role": role, "content": text} for role, text in request.messages],
-        **given,
-    )
-    if not isinstance(getattr(message, "content", None), list):
-        raise ValueError("the provider's answer is no message")
-    return ChatAnswer(
-        text="".join(block.text for block in message.content if block.type == "text"),
-        model=message.model or model,
-        id=message.id or None,
-        truncated=message.stop_reason == "max_tokens",
-        input_tokens=message.usage.input_tokens,
-        output_tokens=message.usage.output_tokens,
-    )
-
-
-# ---------------------------------------------------------------------- failures
-
-_NO_CREDIT = re.compile(r"insufficient_quota|credit balance|payment required", re.IGNORECASE)
-# Anthropic answers 400 where credit is spent, Gemini where the key is wrong.
-_ACCOUNT_FAULT = re.compile(r"credit balance|api key not valid|api_key_invalid", re.IGNORECASE)
-_SECRET = re.compile(r"\b(?:sk|pk|gsk|key|xai|AIza)[-_]?[A-Za-z0-9_\-*]{8,}")
-
-
-def classify(error: Exception, *, secrets: Iterable[str] = ()) -> Failure:
-    """What `error` (of either SDK, or of the transport) means for account and item.
-
-    The reason holds none of `secrets`: providers like to quote a key back.
-    """
-    status = getattr(error, "status_code", None)
-    said = " ".join(str(getattr(error, "message", None) or error).split())
-    reason = f"{type(error).__name__}: {_without(secrets, said)[:200]}"
-    if status is None:
-        known = type(error).__name__ in ("APIConnectionError", "APITimeoutError")
-        if known or isinstance(error, OSError | TimeoutError | ValueError):
-            return Failure("transient", reason)
-        return Failure("bad_request", reason)
-    if status == 429 and not _NO_CREDIT.search(said):
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
-        return Failure("rate_limited", reason, _retry_after(headers), status)
-    if status in (401, 402, 403, 404, 429) or (status == 400 and _ACCOUNT_FAULT.search(said)):
-        return Failure("account_out", reason, status=status)
-    if status in (408, 409, 425) or status >= 500:
-        return Failure("transient", reason, status=status)
-    return Failure("bad_request", reason, status=status)
-
-
-def _without(secrets: Iterable[str], text: str) -> str:
-    for secret in secrets:
-        if len(secret) > 4:  # "none" is no secret, and a word
-            text = text.replace(secret, "***")
-    return _SECRET.sub("***", text)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms`, or `Retry-After` as seconds or as an HTTP date."""
-    if milliseconds := headers.get("retry-after-ms"):
-        try:
-            return max(0.0, float(milliseconds) / 1000)
-        except ValueError:
-            pass
-    value = headers.get("retry-after")
-    if not value:
+def _proxy_for(address: str) -> str | None:
+    """The environment's proxy. aiohttp's own way looks at every call, which costs more than all
+    else of a call, and takes keys from ~/.netrc."""
+    parts = urlsplit(address)
+    if parts.hostname is None or urllib.request.proxy_bypass(parts.hostname):
         return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def _make_session(config: LLMClientConfig) -> Any:
+    """No cap on connections (limits are the dispatcher's), certificates as the SDKs find them."""
+    import ssl
+
+    import aiohttp
+    import certifi
+
+    trusted = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=trusted, keepalive_timeout=60),
+        timeout=aiohttp.ClientTimeout(total=config.timeout),
+        proxy=_proxy_for(config.base_url or "https://api.openai.com"),
+    )

@@ -36,6 +36,7 @@ def test_defaults_are_those_the_readme_tells() -> None:
         "data_dir": Path("data"),
         "personas_file": ROOT / "data/personas.json",
         "providers_file": Path("llm_providers.toml"),
+        "limits_url": None,
         "embedding_model": "all-MiniLM-L6-v2",
         "seed": 0,
         "rehearsal": False,
@@ -106,7 +107,7 @@ def test_every_setting_can_be_set_in_each_layer() -> None:
             "",
             "environment: unknown setting QO_XYZZY; known are QO_QDRANT_PATH, QO_QDRANT_URL, "
             "QO_QDRANT_API_KEY, QO_COLLECTION, QO_DATA_DIR, QO_PERSONAS_FILE, QO_PROVIDERS_FILE, "
-            "QO_EMBEDDING_MODEL, QO_SEED, QO_REHEARSAL",
+            "QO_LIMITS_URL, QO_EMBEDDING_MODEL, QO_SEED, QO_REHEARSAL",
         ),
         ({"QO_ENVIRON": "x"}, "", "environment: unknown setting QO_ENVIRON; "),
         (
@@ -192,6 +193,7 @@ def test_print_config_shows_each_value_and_its_origin_and_exits(
         "data_dir": ["elsewhere", "environment QO_DATA_DIR"],
         "personas_file": [str(ROOT / "data/personas.json"), "default, as shipped"],
         "providers_file": ["llm_providers.toml", "default"],
+        "limits_url": ["None", "default"],
         "embedding_model": ["all-MiniLM-L6-v2", "default"],
         "seed": ["2", ".env QO_SEED"],
         "rehearsal": ["False", "default"],
@@ -201,7 +203,7 @@ def test_print_config_shows_each_value_and_its_origin_and_exits(
 
 def test_secrets_are_in_no_repr_and_no_dump() -> None:
     settings = load(QO_QDRANT_API_KEY=KEY, dotenv=f"OPENAI_API_KEY={OPENAI_KEY}\n")
-    assert settings.key_for_qdrant() == KEY
+    assert settings.secret_of("qdrant_api_key") == KEY
     assert settings.environ["OPENAI_API_KEY"] == OPENAI_KEY
     for shown in (
         repr(settings),
@@ -212,7 +214,7 @@ def test_secrets_are_in_no_repr_and_no_dump() -> None:
     ):
         assert KEY not in shown
         assert OPENAI_KEY not in shown
-    assert load().key_for_qdrant() is None
+    assert load().secret_of("qdrant_api_key") is None
 
 
 def test_an_account_finds_its_key_in_dotenv_and_shows_it_nowhere() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -11,7 +12,8 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, clean_environment
-from question_optimizer.dispatcher import Lease, LLMClientConfig, LLMDispatcher, Pace
+from question_optimizer.dispatcher import Lease, LLMClientConfig, LLMDispatcher
 from question_optimizer.errors import BUDGET, INTERRUPTED, TRY_LATER, USAGE, StopRun, UserError
-from question_optimizer.providers import ChatRequest, Failure, complete
+from question_optimizer.failures import Failure
+from question_optimizer.wire import ChatRequest, complete
 from virtual_time import Deadlock, run
 
 TODAY = "2026-03-14"
-ROUNDING = 1e-6
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC).timestamp()
+ROUNDING = 1e-5
+TOLERANCE = 0.05  # seconds by which a call may come early
 
 
 def account(name: str = "a", **fields: Any) -> LLMClientConfig:
@@ -39,7 +44,7 @@ def account(name: str = "a", **fields: Any) -> LLMClientConfig:
 def dispatcher_of(*accounts: LLMClientConfig, **options: Any) -> LLMDispatcher:
     """A dispatcher on the running loop's clock, on a fixed day."""
     clock = asyncio.get_running_loop().time
-    return LLMDispatcher(accounts, clock=clock, **{"today": lambda: TODAY, **options})
+    return LLMDispatcher(accounts, clock=clock, **{"wall": lambda: NOON, "seed": 0, **options})
 
 
 def now() -> float:
@@ -106,37 +111,52 @@ class Provider:
         return [name for _, name in self.sent]
 
 
+def distance(per_minute: float, units: float = 1.0) -> float:
+    """Seconds between calls of so many units: a limit is spread over 60.1 s."""
+    return units * 60.1 / per_minute
+
+
 def assert_no_window_above(
-    times: Sequence[float], per_minute: float, amounts: Sequence[float] | None = None
+    times: Sequence[float],
+    per_minute: float,
+    amounts: Sequence[float] | None = None,
+    given_back: Sequence[float] = (),
+    slack: float = 0.0,
 ) -> None:
-    """No span of time holds more than burst + rate * its length, whichever calls it begins with."""
-    pace = Pace(per_minute)
+    """No 60 seconds, wherever they begin, hold more than the limit, and all is evenly spaced.
+
+    A call of many tokens runs into debt: a window may hold the largest call more. Each refusal,
+    at a time in `given_back`, gives one request back. Who shares a limit may be `slack` seconds
+    early or late.
+    """
+    most = math.ceil(per_minute) if amounts is None else per_minute + max(amounts, default=0.0)
     amounts = amounts or [1.0] * len(times)
-    for first in range(len(times)):
-        total = 0.0
-        for last in range(first, len(times)):
-            total += amounts[last]
-            # a call above the burst waits for a full bucket and goes into debt
-            most = max(pace.burst, amounts[last]) + pace.rate * (times[last] - times[first])
-            assert total <= most + ROUNDING, (times[first], times[last], total, most)
+    for first, start in enumerate(times):
+        before = 0.0  # units from `start` to the call looked at, which must have been paid off
+        for at, amount in zip(times[first:], amounts[first:], strict=True):
+            free = sum(start <= back <= at for back in given_back)
+            if at - start <= 60.0:
+                assert before + amount <= most + free + ROUNDING, (start, at, before + amount)
+            paid_off_at = start + distance(per_minute, max(0.0, before - free)) - TOLERANCE
+            assert at >= paid_off_at - slack - ROUNDING, (start, at, before, paid_off_at)
+            before += amount
 
 
 # ---------------------------------------------------------------------- requests and tokens
 
 
 @pytest.mark.parametrize(
-    ("rpm", "calls", "last_at"),
+    ("rpm", "calls"),
     [
-        (30, 5, 8.0),  # one every 2 s, never two at once
-        (60, 10, 9.0),
-        (600, 100, 9.5),  # 5 at once, then one every 0.1 s
-        (6000, 400, 3.5),
-        (7, 4, 3 * 60 / 7),
+        (30, 5),  # one every 2 s, never two at once
+        (60, 70),
+        (600, 700),
+        (6000, 400),
+        (7, 20),
+        (7.5, 20),
     ],
 )
-def test_requests_keep_to_the_minute_limit_and_use_all_of_it(
-    rpm: float, calls: int, last_at: float
-) -> None:
+def test_requests_keep_to_the_minute_limit_and_use_all_of_it(rpm: float, calls: int) -> None:
     async def main() -> Provider:
         dispatcher, provider = dispatcher_of(account(rpm_limit=rpm)), Provider()
         await asyncio.gather(*(ask(dispatcher, provider) for _ in range(calls)))
@@ -145,10 +165,23 @@ def test_requests_keep_to_the_minute_limit_and_use_all_of_it(
     provider = run(main())
     assert len(provider.sent) == calls
     assert_no_window_above(provider.times, rpm)
-    assert provider.times[-1] == pytest.approx(last_at)
+    on_time = [max(0.0, distance(rpm, number) - TOLERANCE) for number in range(calls)]
+    assert provider.times == pytest.approx(on_time)
 
 
-def test_an_idle_account_saves_up_no_more_than_its_burst() -> None:
+@pytest.mark.parametrize("rpm", [1, 2, 59, 60, 61, 600, 1201])
+def test_a_full_minute_holds_exactly_the_limit(rpm: int) -> None:
+    async def main() -> Provider:
+        dispatcher, provider = dispatcher_of(account(rpm_limit=rpm)), Provider()
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(2 * rpm)))
+        return provider
+
+    times = run(main()).times
+    fullest = max(sum(start <= time <= start + 60 for time in times) for start in times)
+    assert fullest == rpm
+
+
+def test_an_idle_account_saves_up_nothing() -> None:
     async def main() -> list[float]:
         dispatcher, provider = dispatcher_of(account(rpm_limit=600)), Provider()
         await ask(dispatcher, provider)
@@ -157,23 +190,30 @@ def test_an_idle_account_saves_up_no_more_than_its_burst() -> None:
         return [time - 3600 for time in provider.times[1:]]
 
     times = run(main())
-    assert times[:6] == pytest.approx([0, 0, 0, 0, 0, 0.1])
-    assert times[-1] == pytest.approx(1.5)
+    assert times[0] == 0
+    assert times[1:] == pytest.approx([distance(600, n) - TOLERANCE for n in range(1, 20)])
 
 
 @pytest.mark.parametrize(
-    ("what_happens", "next_at"),
+    ("what_happens", "counted"),
     [
-        ("used less", 2.0),
-        ("used more", 30.0),
-        ("used what was reserved", 10.0),
-        ("says nothing of usage", 10.0),
-        ("failed", 0.0),
+        ("used less", 200),
+        ("used more", 3000),
+        ("used what was reserved", 1000),
+        ("says nothing of usage", 1000),
+        ("at fault", 0),
+        ("refused", 0),
+        ("broke down", 1000),  # perhaps counted
     ],
 )
 def test_tokens_are_reserved_before_a_call_and_settled_by_what_it_used(
-    what_happens: str, next_at: float
+    what_happens: str, counted: int
 ) -> None:
+    failures = {
+        "at fault": Failure("bad_request", "too long"),
+        "refused": Failure("rate_limited", "429", retry_after=0.001),
+        "broke down": Failure("transient", "500"),
+    }
     answers = {
         "used less": Used(150, 50),
         "used more": Used(2000, 1000),
@@ -184,14 +224,73 @@ def test_tokens_are_reserved_before_a_call_and_settled_by_what_it_used(
     async def main() -> float:
         dispatcher = dispatcher_of(account(tpm_limit=6000))  # 100 a second
         lease = await dispatcher.get_available_client(tokens=1000)
-        if what_happens == "failed":
-            await dispatcher.release_client_on_failure(lease, Failure("bad_request", "too long"))
+        if what_happens in failures:
+            await dispatcher.release_client_on_failure(lease, failures[what_happens])
         else:
             await dispatcher.release_client_on_success(lease, answers[what_happens])
         await dispatcher.get_available_client(tokens=1000)
         return now()
 
-    assert run(main()) == pytest.approx(next_at)
+    next_at = max(0.0, distance(6000, counted) - TOLERANCE)
+    assert run(main()) == pytest.approx(next_at, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({}, "reserved"),
+        ({"base_url": "https://api.openai.com/v1"}, "reserved"),
+        ({"base_url": "https://mine.openai.azure.com/openai/v1"}, "reserved"),
+        ({"base_url": "https://api.groq.com/openai/v1"}, "used"),
+        ({"base_url": "http://127.0.0.1:8000/v1"}, "used"),
+        ({"kind": "anthropic"}, "used"),
+        ({"kind": "rehearsal"}, "used"),
+        ({"token_rule": "used"}, "used"),
+        ({"kind": "anthropic", "token_rule": "reserved"}, "reserved"),
+    ],
+)
+def test_how_a_provider_counts_is_known_by_its_address(fields: dict[str, Any], rule: str) -> None:
+    assert account(**fields).token_rule == rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "max_tokens", "counted"),
+    [
+        ("reserved", 2000, 2100),  # whatever was written
+        ("used", 2000, 150),
+        ("reserved", None, 150),  # nothing was given, so nothing is kept
+        ("reserved", 20, 150),  # it wrote more than it might
+    ],
+)
+def test_where_max_tokens_are_reserved_they_are_never_given_back(
+    rule: Any, max_tokens: int | None, counted: int
+) -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account(tpm_limit=6000, token_rule=rule))
+        provider = Provider(answer=Used(100, 50))
+        for _ in range(2):
+            await ask(dispatcher, provider, input_tokens=100, max_tokens=max_tokens)
+        return provider.times
+
+    assert run(main()) == pytest.approx([0.0, distance(6000, counted) - TOLERANCE])
+
+
+def test_input_and_output_tokens_are_paced_apart() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account(input_tpm_limit=60_000, output_tpm_limit=6000))
+        provider = Provider(answer=Used(1000, 50))
+        for _ in range(3):
+            await ask(dispatcher, provider, input_tokens=1000)
+        provider.answer = Used(1000, 200)
+        for _ in range(2):
+            await ask(dispatcher, provider, input_tokens=1000)
+        return provider.times
+
+    one, two = distance(60_000, 1000), distance(6000, 200)  # the slower of both decides
+    assert run(main()) == pytest.approx(
+        [n * one - (TOLERANCE if n else 0) for n in range(4)] + [3 * one + two - TOLERANCE],
+        abs=0.06,
+    )
 
 
 def test_tokens_in_flight_count_before_they_are_settled() -> None:
@@ -204,10 +303,12 @@ def test_tokens_in_flight_count_before_they_are_settled() -> None:
         return provider.times
 
     # 300 tokens of output are expected on top of each input; 1000 tokens a second
-    assert run(main()) == pytest.approx([0.0, 5.0, 6.0 - 0.0])
+    assert run(main()) == pytest.approx(
+        [0.0, distance(60_000, 5000) - TOLERANCE, distance(60_000, 6000) - TOLERANCE]
+    )
 
 
-def test_a_call_larger_than_the_token_limit_waits_for_a_full_bucket_and_no_longer() -> None:
+def test_a_call_larger_than_the_token_limit_goes_into_debt_which_the_next_waits_for() -> None:
     async def main() -> list[float]:
         dispatcher = dispatcher_of(account(tpm_limit=60))
         times = []
@@ -217,29 +318,7 @@ def test_a_call_larger_than_the_token_limit_waits_for_a_full_bucket_and_no_longe
             times.append(now())
         return times
 
-    assert run(main()) == pytest.approx([0.0, 500.0])
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    per_minute=st.floats(6, 60_000),
-    burst=st.floats(1, 50),
-    steps=st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 20)), max_size=40),
-)
-def test_pace_is_a_token_bucket(
-    per_minute: float, burst: float, steps: list[tuple[float, float]]
-) -> None:
-    pace, level, clock = Pace(per_minute, burst), burst, 0.0
-    for wait, units in steps:
-        clock += wait
-        level = min(burst, level + wait * per_minute / 60)
-        ready = pace.ready_at(units, clock) <= clock + 1e-9
-        needed = min(units, burst)
-        if abs(level - needed) > 1e-6:
-            assert ready == (level >= needed)
-        if ready:
-            pace.take(units, clock)
-            level -= units
+    assert run(main()) == pytest.approx([0.0, distance(60, 500) - TOLERANCE])
 
 
 # ---------------------------------------------------------------------- slots, order, choice
@@ -456,6 +535,74 @@ def test_a_rate_limit_rests_its_account_even_where_the_provider_says_zero_second
     assert all(later > earlier for earlier, later in pairwise(times)), times
 
 
+def test_what_a_late_refusal_gives_back_lets_no_window_pass_its_limit() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account(rpm_limit=30))
+        accepted = []
+        refused_late = await dispatcher.get_available_client()
+
+        async def others() -> None:
+            while now() < 80:
+                lease = await dispatcher.get_available_client()
+                accepted.append(now())
+                await dispatcher.release_client_on_success(lease)
+
+        task = asyncio.create_task(others())
+        await asyncio.sleep(3)
+        failure = Failure("rate_limited", "429", retry_after=0.5)
+        await dispatcher.release_client_on_failure(refused_late, failure)
+        await task
+        return accepted
+
+    assert_no_window_above(run(main()), 30)
+
+
+@pytest.mark.parametrize("seconds", ["300000000000000", "1" + "0" * 300])
+def test_a_rest_without_end_stops_the_run_as_a_long_one_does(seconds: str) -> None:
+    async def main() -> StopRun:
+        dispatcher = dispatcher_of(account())
+        return await stopped(ask(dispatcher, Provider(a=[refused(429, retry_after=seconds)])))
+
+    assert run(main()).exit_code == TRY_LATER
+
+
+def test_a_refusal_after_an_idle_hour_does_not_pace_the_account_by_that_hour() -> None:
+    async def main() -> float:
+        dispatcher = dispatcher_of(account())
+        provider = Provider(seconds=0.01, a=[refused(429, retry_after="10")])
+        await ask(dispatcher, provider)
+        await asyncio.sleep(3600)
+        for _ in range(20):
+            await ask(dispatcher, provider)
+        provider.fails = {"a": deque([refused(429, retry_after="10")])}
+        began = now()
+        for _ in range(20):
+            await ask(dispatcher, provider)
+        return now() - began
+
+    assert run(main()) < 120
+
+
+def test_many_refused_at_once_do_not_lower_what_the_next_refusal_teaches() -> None:
+    async def main() -> float:
+        dispatcher = dispatcher_of(account())
+        failure = Failure("rate_limited", "requests per minute", 1.0, scope="requests")
+        leases = [await dispatcher.get_available_client() for _ in range(64)]
+        await asyncio.sleep(0.1)
+        for lease in leases:
+            await dispatcher.release_client_on_failure(lease, failure)
+        for _ in range(100):  # 600 a minute are granted
+            await asyncio.sleep(0.1)
+            lease = await dispatcher.get_available_client()
+            await dispatcher.release_client_on_success(lease)
+        lease = await dispatcher.get_available_client()
+        longer = replace(failure, retry_after=10.0)  # so that the two follow one another
+        await dispatcher.release_client_on_failure(lease, longer)
+        return dispatcher.snapshot()[0]["per_minute"]["requests"]
+
+    assert run(main()) == pytest.approx(600, rel=0.15)
+
+
 def test_a_passing_fault_moves_the_item_to_another_account() -> None:
     async def main() -> list[str]:
         dispatcher = dispatcher_of(account("a"), account("b"), account("c"))
@@ -531,15 +678,72 @@ def test_the_rests_of_an_account_that_keeps_failing_grow_and_a_success_ends_them
     assert waits[-1] == 0
 
 
-def test_an_item_is_given_up_after_five_passing_faults_with_the_providers_own_exception() -> None:
+def test_an_item_is_given_up_after_ten_passing_faults_with_the_providers_own_exception() -> None:
     async def main() -> tuple[str, int]:
         dispatcher = dispatcher_of(account("a"), account("b"))
-        provider = Provider(a=[refused(500, "a broke")] * 9, b=[refused(502, "b broke")] * 9)
+        provider = Provider(a=[refused(500, "a broke")] * 19, b=[refused(502, "b broke")] * 19)
         with pytest.raises(openai.APIStatusError) as raised:
             await ask(dispatcher, provider)
         return raised.value.message, len(provider.sent)
 
-    assert run(main()) == ("a broke", 5)
+    assert run(main()) == ("b broke", 10)
+
+
+def test_retries_go_at_once_to_another_account_while_the_retry_budget_lasts() -> None:
+    """A tenth of the traffic, saved up to ten: beyond it they wait, longer each time."""
+
+    async def waits_of_one_item(dispatcher: LLMDispatcher, names: Sequence[str]) -> list[float]:
+        provider = Provider(**{name: [refused(500)] for name in names})
+        await ask(dispatcher, provider)
+        assert len(provider.sent) == len(names) + 1
+        return [later - earlier for earlier, later in pairwise(provider.times)]
+
+    async def main() -> tuple[list[list[float]], list[float]]:
+        names = [f"account-{n}" for n in range(5)]
+        dispatcher = dispatcher_of(*(account(name) for name in names))
+        waits = [await waits_of_one_item(dispatcher, names[:4]) for _ in range(3)]
+        for _ in range(20):
+            await ask(dispatcher, Provider())
+        return waits, await waits_of_one_item(dispatcher, names[:3])
+
+    waits, afterwards = run(main())
+    assert waits[:2] == [[0.0] * 4] * 2  # 10 saved up, and 0.1 for each success
+    assert waits[2][:2] == [0.0] * 2
+    for doubled, wait in enumerate(waits[2][2:], 2):
+        longest = 0.5 * 2**doubled
+        assert longest / 2 <= wait <= longest
+    assert afterwards[:2] == [0.0] * 2  # 20 successes bought two more
+    assert afterwards[2] > 0.0
+
+
+def test_where_no_other_account_is_left_a_retry_waits_longer_each_time() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account())
+        provider = Provider(a=[refused(500)] * 9)
+        await ask(dispatcher, provider)
+        return provider.times
+
+    waits = [later - earlier for earlier, later in pairwise(run(main()))]
+    assert len(waits) == 9
+    for doubled, wait in enumerate(waits):
+        assert min(8.0, 0.5 * 2**doubled) / 2 <= wait
+        assert wait <= 60.0  # the account itself rests from the third on
+    assert waits[:2] == sorted(waits[:2]) and waits[1] <= 1.0
+
+
+def test_while_an_item_waits_for_its_retry_others_go_on() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account(concurrency=1))
+        provider, other = Provider(a=[refused(500)]), Provider()
+        unlucky = asyncio.create_task(ask(dispatcher, provider))
+        await asyncio.sleep(0.01)
+        for _ in range(5):
+            await ask(dispatcher, other)
+        await unlucky
+        assert provider.times[1] >= 0.25
+        return other.times
+
+    assert run(main()) == [0.01] * 5
 
 
 def test_an_item_at_fault_is_tried_once_and_costs_the_account_nothing() -> None:
@@ -657,20 +861,23 @@ def test_granted_and_cancelled_in_the_same_tick_loses_no_slot() -> None:
     assert seen["now"] == 30  # and its place in the minute was given back
 
 
-def test_a_call_cancelled_in_flight_frees_its_slot_but_stays_counted() -> None:
+@pytest.mark.parametrize("limit", [{"rpm_limit": 6}, {"tpm_limit": 6000}])
+def test_a_call_cancelled_in_flight_frees_its_slot_but_stays_counted(limit: Any) -> None:
     async def main() -> tuple[list[float], dict[str, Any]]:
         dispatcher, provider = (
-            dispatcher_of(account(concurrency=1, rpm_limit=6)),
-            Provider(seconds=5),
+            dispatcher_of(account(concurrency=1, **limit)),
+            Provider(seconds=5, answer=Used(700, 300)),
         )
-        call = asyncio.create_task(ask(dispatcher, provider))
+        call = asyncio.create_task(ask(dispatcher, provider, input_tokens=700))
         await asyncio.sleep(1)
         call.cancel()
-        await ask(dispatcher, provider)
+        await ask(dispatcher, provider, input_tokens=700)
         return provider.times, dispatcher.snapshot()[0]
 
     times, seen = run(main())
-    assert times == pytest.approx([0, 10])  # the provider has seen the first, so the pace has too
+    # the provider has seen the first, so the pace has too
+    assert times == pytest.approx([0, distance(6) - TOLERANCE])
+    assert (seen["requests_today"], seen["tokens_today"]) == (2, 2000)
     assert (seen["in_flight"], seen["started"], seen["ok"]) == (0, 2, 1)
 
 
@@ -758,11 +965,10 @@ def test_the_call_that_would_pass_the_ceiling_is_refused(at_once: bool) -> None:
     dispatcher, provider, stops = run(main())
     assert len(provider.sent) == 3
     assert dispatcher.spend == pytest.approx(9.0)
-    spent = "0.0000" if at_once else "9.0000"
     assert [(s.exit_code, str(s)) for s in stops] == [
         (
             BUDGET,
-            f"budget reached: {spent} of 10 spent, and the next call could pass it; "
+            "budget reached: 9.0000 of 10 spent, and the next call could pass it; "
             "raise --max-cost to go on",
         )
     ] * 2
@@ -852,16 +1058,55 @@ def test_the_end_of_the_quota_names_accounts_that_are_out_as_well() -> None:
 
 def test_a_new_day_brings_a_new_quota() -> None:
     async def main() -> list[str]:
-        day = ["2026-03-14"]
-        dispatcher = dispatcher_of(account(daily_limit=1), today=lambda: day[0])
+        day = [NOON]
+        dispatcher = dispatcher_of(account(daily_limit=1), wall=lambda: day[0])
         provider = Provider()
         await ask(dispatcher, provider)
         await stopped(ask(dispatcher, provider))
-        day[0] = "2026-03-15"
+        day[0] += 86400
         await ask(dispatcher, provider)
         return [str(await stopped(ask(dispatcher, provider)))]
 
     assert "until 2026-03-16 00:00 UTC" in run(main())[0]
+
+
+def test_an_account_whose_new_day_begins_serves_those_who_wait_already() -> None:
+    async def main() -> list[tuple[float, str]]:
+        loop = asyncio.get_running_loop()
+        dispatcher = dispatcher_of(
+            account("daily", daily_limit=2, concurrency=1),
+            account("busy", concurrency=1),
+            wall=lambda: NOON + loop.time(),
+        )
+        provider = Provider(seconds=600)
+        await asyncio.gather(*(ask(dispatcher, provider) for _ in range(100)))
+        return provider.sent
+
+    midnight = 12 * 3600.0
+    assert [at for at, name in run(main()) if name == "daily" and at < midnight] == [0.0, 600.0]
+    assert [at for at, name in run(main()) if name == "daily" and at >= midnight] == [
+        pytest.approx(midnight, abs=3600),
+        pytest.approx(midnight + 600, abs=3600),
+    ]
+
+
+def test_a_call_that_ends_after_midnight_takes_nothing_off_the_new_day() -> None:
+    async def main() -> list[tuple[int, int]]:
+        clock = [NOON]
+        dispatcher = dispatcher_of(
+            account(daily_limit=9, daily_token_limit=10_000), wall=lambda: clock[0]
+        )
+        yesterdays = await dispatcher.get_available_client(tokens=5000)
+        clock[0] += 86400
+        todays = await dispatcher.get_available_client(tokens=2000)
+        await dispatcher.release_client_on_success(todays, Used(1500, 500))
+        await dispatcher.release_client_on_success(yesterdays, Used(100, 0))
+        seen = dispatcher.snapshot()[0]
+        return [(seen["requests_today"], seen["tokens_today"])]
+
+    [(requests, tokens)] = run(main())
+    assert requests == 1
+    assert tokens >= 2000
 
 
 def test_daily_counts_survive_a_restart(tmp_path: Path) -> None:
@@ -989,7 +1234,7 @@ from question_optimizer.errors import StopRun
 async def main():
     account = LLMClientConfig("shared", "m", daily_limit=40, concurrency=3)
     calls = 0
-    with LLMDispatcher([account], log_file=sys.argv[1], today=lambda: "2026-03-14") as dispatcher:
+    with LLMDispatcher([account], log_file=sys.argv[1], wall=lambda: 1773489600.0) as dispatcher:
         print("ready", flush=True)
         sys.stdin.readline()
         try:
@@ -1085,12 +1330,14 @@ def test_whatever_happens_limits_hold_and_every_slot_comes_back(
         sent: dict[str, list[float]] = defaultdict(list)
         in_flight: Counter[str] = Counter()
         rests: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        turned_away: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
         async def one(job: Job) -> None:
             ends = deque(job.ends)
 
             async def send(lease: Lease) -> Used:
-                sent[lease.name].append(now())
+                started = now()
+                sent[lease.name].append(started)
                 in_flight[lease.name] += 1
                 assert in_flight[lease.name] <= lease.concurrency
                 try:
@@ -1098,7 +1345,11 @@ def test_whatever_happens_limits_hold_and_every_slot_comes_back(
                 finally:
                     in_flight[lease.name] -= 1
                 end = ends.popleft() if ends else "ok"
-                if end == "429 in 2 s":
+                if end.startswith("429"):
+                    turned_away[lease.name].append((started, now()))
+                unlimited = lease.rpm_limit is None and lease.tpm_limit is None
+                if end == "429 in 2 s" and not (unlimited and in_flight[lease.name]):
+                    # else it may be about the number at once: the end of another makes room
                     rests[lease.name].append((now(), now() + 2))
                 if end in errors:
                     raise errors[end]
@@ -1123,13 +1374,30 @@ def test_whatever_happens_limits_hold_and_every_slot_comes_back(
         for seen, fields in zip(dispatcher.snapshot(), accounts, strict=True):
             assert (seen["in_flight"], seen["started"]) == (0, len(sent[seen["name"]]))
             if fields["rpm_limit"]:
-                assert_no_window_above(sent[seen["name"]], fields["rpm_limit"])
+                counted = Counter(sent[seen["name"]])
+                counted.subtract(at for at, _ in turned_away[seen["name"]])
+                assert_no_window_above(
+                    sorted(counted.elements()),
+                    fields["rpm_limit"],
+                    given_back=[end for _, end in turned_away[seen["name"]]],
+                )
             for start, end in rests[seen["name"]]:
                 early = [t for t in sent[seen["name"]] if start < t < end - ROUNDING]
                 assert early == [], "called while it rests"
-        # Nobody is left waiting in front of newcomers, and all slots can be had at once.
-        leases = [await dispatcher.get_available_client() for _ in range(dispatcher.slots())]
-        assert Counter(lease.name for lease in leases) == {c.name: c.concurrency for c in configs}
+        while any(seen["failing"] for seen in dispatcher.snapshot()):
+            await asyncio.sleep(61)  # the longest rest; then one call may try
+            await ask(dispatcher, Provider())
+        # Nobody is left waiting in front of newcomers, and all slots can be had at once: those
+        # configured, less what was refused beside others.
+        slots = {a.config.name: a.limits.meter.slots for a in dispatcher._accounts}
+        free = {name: int(kept.now) for name, kept in slots.items()}
+        leases = [await dispatcher.get_available_client() for _ in range(sum(free.values()))]
+        assert Counter(lease.name for lease in leases) == free
+        for config in configs:
+            ends = [end for job in jobs for end in job.ends]
+            learnt = config.rpm_limit is None and config.tpm_limit is None and len(jobs) > 1
+            if not (learnt and any(end.startswith("429") for end in ends)):
+                assert free[config.name] == config.concurrency
 
     run(main())
 
@@ -1333,6 +1601,20 @@ def test_a_waiter_on_another_loop_that_gives_up_loses_no_slot() -> None:
     assert (seen["in_flight"], seen["ok"], seen["failed"]) == (0, 1, 1)
 
 
+async def test_a_call_in_flight_on_a_hosts_loop_may_end_after_the_closing(tmp_path: Path) -> None:
+    dispatcher = LLMDispatcher([account()], log_file=tmp_path / "log.json")
+
+    async def send(lease: Lease) -> Used:
+        await asyncio.sleep(0.05)
+        return Used(1, 1)
+
+    call = asyncio.create_task(dispatcher.call(send))
+    await asyncio.sleep(0.01)
+    dispatcher.close()
+    answer, _ = await call
+    assert answer == Used(1, 1)
+
+
 def test_a_blocking_call_on_the_home_loop_is_refused_instead_of_hanging() -> None:
     async def main() -> None:
         dispatcher = LLMDispatcher([account()])
@@ -1386,3 +1668,124 @@ async def test_a_lease_of_an_account_serves_our_own_way_of_calling_too(llm_serve
     await dispatcher.aclose()
     assert answer.text == "5"
     assert dispatcher.snapshot()[0]["input_tokens"] == answer.input_tokens
+
+
+# ---------------------------------------------------------------------- money, days and odd answers
+
+
+def test_what_calls_may_write_is_reserved_so_that_no_crowd_passes_the_ceiling() -> None:
+    async def main() -> tuple[float, int]:
+        dispatcher = dispatcher_of(
+            account(input_price=1.0, output_price=10.0, token_rule="used"), max_cost=1.0
+        )
+        provider = Provider(seconds=1, answer=Used(100, 4000))
+        calls = [ask(dispatcher, provider, input_tokens=100, max_tokens=4096) for _ in range(60)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert {end.exit_code for end in ended if isinstance(end, StopRun)} == {BUDGET}
+        return dispatcher.spend, len(provider.sent)
+
+    spend, made = run(main())
+    assert made * 0.0401 == pytest.approx(spend)
+    assert 1.0 - 2 * 0.0411 < spend <= 1.0
+
+
+def test_a_free_account_goes_on_where_a_paid_one_would_pass_the_ceiling() -> None:
+    async def main() -> list[str]:
+        accounts = account("paid", **PRICED), account("free", input_price=0.0, output_price=0.0)
+        dispatcher, provider = dispatcher_of(*accounts, max_cost=0.001), Provider()
+        for _ in range(20):
+            await ask(dispatcher, provider, input_tokens=900)
+        return provider.names
+
+    assert run(main()) == ["free"] * 20
+
+
+@pytest.mark.parametrize("used", [None, Used(None, None), Used("12", "5"), Used(math.nan, -3)])  # type: ignore[arg-type]
+def test_an_answer_that_tells_no_usage_counts_as_what_was_reserved(used: Used | None) -> None:
+    async def main() -> tuple[int, float]:
+        config = account(daily_token_limit=5000, concurrency=1, **PRICED, token_rule="used")
+        dispatcher = dispatcher_of(config)
+        made = 0
+        with pytest.raises(StopRun):
+            while made < 100:
+                lease = await dispatcher.get_available_client(tokens=1000)
+                await dispatcher.release_client_on_success(lease, used)
+                made += 1
+        return made, dispatcher.spend
+
+    made, spend = run(main())
+    assert made == 5
+    assert spend > 0
+
+
+def test_tokens_reserved_in_flight_do_not_end_the_day() -> None:
+    async def main() -> tuple[int, int]:
+        config = account(daily_token_limit=100_000, token_rule="reserved")
+        dispatcher = dispatcher_of(config)
+        provider = Provider(seconds=10, answer=Used(500, 100))
+        calls = [ask(dispatcher, provider, input_tokens=500, max_tokens=4096) for _ in range(64)]
+        await asyncio.gather(*calls)
+        return len(provider.sent), dispatcher.snapshot()[0]["tokens_today"]
+
+    assert run(main()) == (64, 64 * 600)
+
+
+def test_an_item_larger_than_a_minute_of_tokens_is_given_up_and_teaches_nothing() -> None:
+    async def main() -> tuple[int, float]:
+        dispatcher = dispatcher_of(account(tpm_limit=6000))
+        words = "This request would exceed your rate limit of 6,000 input tokens per minute"
+        provider = Provider(a=[refused(429, words, retry_after="5") for _ in range(99)])
+        with pytest.raises(openai.APIStatusError):
+            await ask(dispatcher, provider, input_tokens=9000)
+        return len(provider.sent), dispatcher.snapshot()[0]["per_minute"]["tokens"]
+
+    attempts, rate = run(main())
+    assert attempts <= 3
+    assert rate > 5900
+
+
+def test_a_filtered_item_takes_no_account_out() -> None:
+    async def main() -> list[str]:
+        dispatcher = dispatcher_of(account("a"), account("b"))
+        words = "Your chosen model requires moderation and your input was flagged"
+        with pytest.raises(openai.APIStatusError):
+            await ask(dispatcher, Provider(a=[refused(403, words)], b=[refused(403, words)]))
+        return [seen["out"] for seen in dispatcher.snapshot()]
+
+    assert run(main()) == ["", ""]
+
+
+def test_a_lone_waiter_of_shared_accounts_uses_the_one_that_is_ready(tmp_path: Path) -> None:
+    async def main() -> list[str]:
+        accounts = account("slow", concurrency=1), account("paced", rpm_limit=60, concurrency=9)
+        dispatcher = dispatcher_of(*accounts, log_file=tmp_path / "log.json")
+        names: list[str] = []
+
+        async def send(lease: Lease) -> Used:
+            names.append(lease.name)
+            await asyncio.sleep(110 if lease.name == "slow" else 1)
+            return Used(1, 1)
+
+        await asyncio.sleep(50)
+        await asyncio.gather(*(dispatcher.call(send) for _ in range(10)))
+        dispatcher.close()
+        return names
+
+    names = run(main())
+    assert names.count("slow") == 1
+    assert names.count("paced") == 9
+
+
+def test_closing_tells_those_who_wait_on_the_callers_own_loop() -> None:
+    async def main() -> float:
+        dispatcher = dispatcher_of(account())
+        waiting = asyncio.create_task(
+            ask(dispatcher, Provider(a=[refused(429, retry_after="800")] * 2))
+        )
+        await asyncio.sleep(1)
+        dispatcher.close()
+        with pytest.raises(StopRun):
+            await waiting
+        return now()
+
+    assert run(main()) < 2
