@@ -39,7 +39,9 @@ lint: $(STAMP)
 	$(BIN)/mypy question_optimizer *.py
 
 benchmarks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(RUN) benchmarks/fetch_vs_client.py
+	$(RUN) benchmarks/dispatcher.py
 
 venv: $(STAMP)
 
