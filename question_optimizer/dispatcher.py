@@ -664,12 +664,19 @@ class LLMDispatcher:
             changed = None
         second_best, soonest, patient, costly = None, math.inf, changed is not None, False
         serving = ask.serving or self._serving_for(ask)
+        if (
+            changed is not None
+            and changed in serving
+            and not (changed.out or changed.limits.daily or changed.config.name == ask.avoid)
+            and changed.ready_at(ask, now) <= now + _EPSILON
+        ):
+            return changed, now  # as below, and almost always so
         if changed is not None:
             among = [changed] if changed in serving else []
         else:
             among = sorted(serving, key=_turn)
         # To ask a shared account is to reserve a call: a lone waiter asks the likeliest first.
-        likely: dict[Account, float] = {}
+        likely: dict[Account, float] | None = None
         if changed is None and self._store.shared and self._waiting <= 1:
             likely = {account: account.likely_at(now) for account in among}
             among.sort(key=lambda a: (likely[a], a.config.name == ask.avoid))
@@ -838,8 +845,9 @@ def open_store(
 
 def _figure(tokens: Any) -> int:
     """A count as a provider reports it; 0 where that is none."""
-    known = isinstance(tokens, int | float) and 0 <= tokens < 1e12
-    return int(tokens) if known else 0
+    if type(tokens) is int:
+        return tokens if tokens > 0 else 0
+    return int(tokens) if isinstance(tokens, float) and 0 <= tokens < 1e12 else 0
 
 
 def _turn(account: Account) -> float:

@@ -255,13 +255,16 @@ class Meter:
 
     def end(self, call: Ended) -> None:
         """A call ends."""
-        if call.in_flight:
+        need, used, tokens, started_at, day, in_flight, unsent = call
+        if in_flight:
             self.in_flight -= 1
-        if call.used != call.need:
-            self.adjust(call.need, call.used, call.started_at)
-        if call.day == self.day:  # what began yesterday is yesterday's
-            self.tokens_today = max(0.0, self.tokens_today + call.tokens - call.need.tokens)
-            self.requests_today -= call.unsent
+        if used != need:
+            self.adjust(need, used, started_at)
+        if day == self.day:  # what began yesterday is yesterday's
+            left = self.tokens_today + tokens - need[1]
+            self.tokens_today = left if left > 0.0 else 0.0
+            if unsent:
+                self.requests_today -= 1
 
     def turn_day(self, day: float) -> None:
         if day > self.day:
