@@ -216,7 +216,7 @@ def _account(path: Path, number: int, entry: Any, environ: Mapping[str, str]) ->
         said = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, _AccountEntry.model_fields, n=1)
-            said = "unknown" + (f", did you mean {near[0]}?" if near else "")
+            said = "unknown" + (f", did you mean {near[0]}" if near else "")
         raise UserError(f"{where}: {key}: {said}; see llm_providers.example.toml") from error
     key = "none"  # local servers want some key and read none
     if parsed.api_key_env:

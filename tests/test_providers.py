@@ -187,7 +187,7 @@ WRONG_FILES = {
     ),
     "second account": (
         of_account("", and_then='[[accounts]]\nname = "b"\nmodel = "m"\nlimit = 1\n'),
-        "{path}: account 2: limit: unknown; " + EXAMPLE,
+        "{path}: account 2: limit: unknown, did you mean tpm_limit; " + EXAMPLE,
     ),
     "key in file": (
         of_account(f'api_key = "{KEY}"'),
