@@ -313,7 +313,7 @@ class SharedLimits(Limits):
         row = self._row()
         if self._reserved and self._reserved[2] == row[_EPISODE_AT]:
             return max(now, self._reserved[0])
-        in_flight = sum(row[ROW_LENGTH : ROW_LENGTH + _PROCESSES])
+        in_flight = _in_flight(row)
         if in_flight + 1 > row[_SLOTS_AT]:
             return math.inf if row[self._own] >= in_flight else now + _LOOK_AGAIN_SECONDS
         self.meter.read_row(row)
@@ -326,7 +326,7 @@ class SharedLimits(Limits):
         has waited: whoever has waited less lets it go first.
         """
         slots, own = row[_SLOTS_AT], row[self._own]
-        in_flight = sum(row[ROW_LENGTH : ROW_LENGTH + _PROCESSES])
+        in_flight = _in_flight(row)
         crowded = abs(now - row[_CROWDED_AT]) < _STALE_SECONDS
         full = in_flight + 1 > slots
         if not full and not (crowded and self._others_first(now, slots - in_flight)):
@@ -455,6 +455,11 @@ _ROW_AND_CALLS = struct.Struct(f"{ROW_LENGTH + _PROCESSES}d")
 _DOUBLE = struct.Struct("d")
 _OPEN: WeakSet[SharedLimitStore] = WeakSet()  # of this process
 _LOCK_EX, _LOCK_UN = 2, 8  # fcntl.LOCK_EX, LOCK_UN; fcntl itself is missing on Windows
+
+
+def _in_flight(row: Sequence[float]) -> float:
+    """The calls that all processes together have in flight."""
+    return sum(row[ROW_LENGTH : ROW_LENGTH + _PROCESSES])
 
 
 def _boot() -> float:
