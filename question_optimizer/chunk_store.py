@@ -7,14 +7,11 @@ Every store gives the same ids and payloads for the same data, in the same order
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -23,6 +20,7 @@ from question_optimizer.hostile_text import storable
 from question_optimizer.qdrant_folder import (
     QdrantFolder,
     choose_collection,
+    dense_vector,
     id_order,
     read_folder_meta,
     refuse_if_locked,
@@ -49,6 +47,9 @@ class ChunkStore(Protocol):
 
     def payloads(self, ids: list[PointId]) -> Iterator[tuple[PointId, dict[str, Any]]]:
         """(id, payload) in the order asked for; ids that are not there are left out."""
+
+    def vectors(self, ids: list[PointId]) -> Iterator[tuple[PointId, list[float]]]:
+        """(id, dense vector) in the order asked for; ids without one are left out."""
 
     def close(self) -> None:
         """Release files and connections."""
@@ -123,6 +124,19 @@ class ClientStore:
                 )
             found = {_plain_id(record.id): record.payload or {} for record in records}
             yield from ((point_id, found[point_id]) for point_id in batch if point_id in found)
+
+    def vectors(self, ids: list[PointId]) -> Iterator[tuple[PointId, list[float]]]:
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
+            with self._answering():
+                records = self.client.retrieve(
+                    self.collection, batch, with_payload=False, with_vectors=True
+                )
+            found = {_plain_id(record.id): record.vector for record in records}
+            for point_id in batch:
+                vector = dense_vector(found.get(point_id), where=f"{self._where}: point {point_id}")
+                if vector is not None:
+                    yield point_id, vector
 
     def close(self) -> None:
         if self._owned:
@@ -227,48 +241,15 @@ def _client_on(path: Path) -> QdrantClient:
 # ---------------------------------------------------------------------- reading
 
 
-@dataclass
-class Sample:
-    """What `sample` drew: chunks in random order, and what it passed over on the way."""
-
-    chunks: list[Chunk]
-    points: int
-    without_text: list[PointId] = field(default_factory=list)
-    text_keys: Counter[str] = field(default_factory=Counter)
-
-
-def sample(store: ChunkStore, size: int, *, seed: int, text_key: str | None = None) -> Sample:
-    """`size` chunks uniformly at random among those that have text.
-
-    All ids are sorted and shuffled by `random.Random(seed)`, and payloads fetched in that order
-    until enough have text. The order does not depend on `size`, so a larger sample with the same
-    seed starts with the smaller one.
-    """
-    order = store.point_ids()
-    drawn = Sample(chunks=[], points=len(order))
-    random.Random(seed).shuffle(order)
-    at = 0
-    while at < len(order) and len(drawn.chunks) < size:
-        batch = order[at : at + min(_BATCH, size - len(drawn.chunks))]
-        at += len(batch)
-        for point_id, payload in store.payloads(batch):
-            chunk, key = chunk_of(point_id, payload, text_key)
-            if chunk is None:
-                drawn.without_text.append(point_id)
-            else:
-                drawn.chunks.append(chunk)
-                drawn.text_keys[key] += 1
-    return drawn
-
-
 def chunk_of(
     point_id: PointId, payload: Mapping[str, Any], text_key: str | None = None
 ) -> tuple[Chunk | None, str]:
     """(chunk, payload key its text came from); (None, '') for a point without text."""
-    text, key = extract_text(payload, text_key)
+    node = _node(payload)
+    text, key = _text_in(payload, node, text_key)
     if not text:
         return None, ""
-    metadata = {**_nested(payload), **_node(payload).get("metadata", {}), **payload}
+    metadata = {**_nested(payload), **node.get("metadata", {}), **payload}
     origin = metadata.get("origin")
     file_name = metadata.get("file_name") or (
         origin.get("filename") if isinstance(origin, dict) else None
@@ -297,18 +278,37 @@ def _former_query(payload: Mapping[str, Any]) -> str | None:
     return _string(payload.get(QUERY_KEY))
 
 
+def neighbours_of(payload: Mapping[str, Any]) -> tuple[PointId | None, PointId | None]:
+    """The ids of the previous and the next chunk, as LlamaIndex's node names them ("2" and "3")."""
+    relations = _node(payload).get("relationships")
+    if not isinstance(relations, dict):
+        return None, None
+    before, after = (relations.get(key) for key in ("2", "3"))
+    return _node_id(before), _node_id(after)
+
+
+def _node_id(related: Any) -> PointId | None:
+    value = related.get("node_id") if isinstance(related, dict) else None
+    return value if isinstance(value, int | str) else None
+
+
 def extract_text(payload: Mapping[str, Any], text_key: str | None = None) -> tuple[str, str]:
     """(text, where it was found), ('', '') if none. LlamaIndex's node first, then the usual keys.
 
     With `text_key` (dots descend into objects) only that key is looked at. Never LlamaIndex's
     `get_content`: it would carry the old `generated_query` along.
     """
+    return _text_in(payload, _node(payload), text_key)
+
+
+def _text_in(
+    payload: Mapping[str, Any], node: dict[str, Any], text_key: str | None
+) -> tuple[str, str]:
     if text_key:
         value: Any = payload
         for part in text_key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return (value, text_key) if isinstance(value, str) and value.strip() else ("", "")
-    node = _node(payload)
     resource = node.get("text_resource")
     candidates = [("_node_content.text", node.get("text"))]
     if isinstance(resource, dict):  # newer LlamaIndex nodes

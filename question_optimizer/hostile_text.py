@@ -31,3 +31,8 @@ def printable(text: str) -> str:
 def promptable(text: str) -> str:
     """`text` as a prompt may carry it: printable, and unable to open a field of its own."""
     return _FIELD_MARKER.sub("[ ", printable(text))
+
+
+def one_line(text: str) -> str:
+    """`text` printable, with every run of white space as one blank."""
+    return " ".join(printable(text.replace("\r", "\n")).split())

@@ -163,6 +163,16 @@ class QdrantFolder:
 
         No cursor stays open between batches: an open one would block a writer.
         """
+        return ((point_id, self._payload(point_id, blob)) for point_id, blob in self._rows(ids))
+
+    def vectors(self, ids: list[PointId]) -> Iterator[tuple[PointId, list[float]]]:
+        """(id, dense vector) in the order asked for; ids without one are left out."""
+        for point_id, blob in self._rows(ids):
+            vector = self._vector(point_id, blob)
+            if vector is not None:
+                yield point_id, vector
+
+    def _rows(self, ids: list[PointId]) -> Iterator[tuple[PointId, bytes]]:
         keys = self._key_of()
         for start in range(0, len(ids), _BATCH):
             wanted = {
@@ -177,9 +187,8 @@ class QdrantFolder:
                     [*wanted.values()],
                 )
             )
-            for point_id, key in wanted.items():
-                if key in rows:  # or a client has deleted it since
-                    yield point_id, self._payload(point_id, rows[key])
+            # What is missing from `rows` a client has deleted since.
+            yield from ((i, rows[key]) for i, key in wanted.items() if key in rows)
 
     def vet(self) -> None:
         """UserError unless every row, the outdated ones too, unpickles without running code."""
@@ -224,6 +233,15 @@ class QdrantFolder:
             raise UserError(
                 f"{self._file}: point {point_id} cannot be read safely ({error}); {_RESTORE}"
             ) from error
+
+    def _vector(self, point_id: PointId, blob: bytes) -> list[float] | None:
+        try:
+            stored = getattr(_unpickled(blob), "vector", None)
+        except Exception as error:  # a hostile or torn pickle may raise anything
+            raise UserError(
+                f"{self._file}: point {point_id} cannot be read safely ({error}); {_RESTORE}"
+            ) from error
+        return dense_vector(stored, where=f"{self._file}: point {point_id}")
 
     def _query(self, sql: str, values: list[str] | None = None) -> list[tuple[Any, ...]]:
         try:
@@ -311,6 +329,33 @@ class QdrantFolder:
             connection.close()
             raise UserError(f"{self._file}: {reason_of(error)}; {_RESTORE}") from error
         return connection
+
+
+def dense_vector(stored: Any, *, where: str) -> list[float] | None:
+    """The dense vector among what a point holds, None if it has none.
+
+    Of several named ones the first by name is taken; sparse and multi-vectors are none. UserError
+    where numbers are missing, infinite or no numbers.
+    """
+    if isinstance(stored, dict):
+        stored = next(
+            (stored[name] for name in sorted(stored, key=str) if _is_row(stored[name])), None
+        )
+    if not _is_row(stored):
+        return None
+    row = stored.tolist() if hasattr(stored, "tolist") else list(stored)
+    if not all(type(value) in (int, float) and abs(value) < 1e150 for value in row):
+        raise UserError(f"{where} has a vector that is not of finite numbers; {_RESTORE}")
+    return [float(value) for value in row]
+
+
+def _is_row(value: Any) -> bool:
+    """Whether it is one row of values, a list or a one-dimensional array."""
+    if hasattr(value, "ndim"):
+        return bool(value.ndim == 1 and len(value))
+    return (
+        isinstance(value, list | tuple) and bool(value) and not isinstance(value[0], list | tuple)
+    )
 
 
 def read_folder_meta(path: Path) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class Chunk(BaseModel):
     headings: list[str] = []
     page_no: int | None = None
     existing_query: str | None = None  # the old generator's; never shown to an LLM
+    previous_text: str | None = None  # the end of the chunk before it in the document
+    next_text: str | None = None  # the beginning of the one after it
 
     @field_validator("headings", mode="before")
     @classmethod
@@ -132,16 +134,22 @@ class Decision(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     chunk_id: PointId
-    action: Literal["pick", "edit", "write", "skip"]
+    action: Literal["pick", "edit", "write", "skip", "defer", "flag"]
     pick: int | None = Field(default=None, ge=1, description="which suggestion, from 1")
     gold_question: str | None = None
     persona_id: str | None = None
     query_type: QueryType | None = None
     query_format: QueryFormat | None = None
-    reason: str | None = None
+    reason: str | None = None  # of a skip
+    note: str | None = None  # of a flag
     at: str | None = None
 
-    @field_validator("gold_question", "reason")
+    @property
+    def settles(self) -> bool:
+        """Whether the chunk is done with; a deferred or flagged one comes back."""
+        return self.action not in ("defer", "flag")
+
+    @field_validator("gold_question", "reason", "note")
     @classmethod
     def _fit_for_utf8(cls, value: str | None) -> str | None:
         return value and re.sub("[\ud800-\udfff]", "\ufffd", value)
@@ -163,7 +171,11 @@ class GoldItem(BaseModel):
     suggestions: list[str] = []
     suggestions_shown: bool = False
     suggested_by: list[str] = []  # the models
+    bad_suggestions: list[str] = []  # those of `suggestions` that a person marked as bad
+    order_seed: int | None = None  # of the order in which they were shown
     origin: Origin = "written"
+    blind: bool = False  # an own question was asked for before any suggestion showed
+    note: str | None = None  # what it was flagged with
     active_seconds: float | None = None
     annotator: str = ""
     split: Split | None = None

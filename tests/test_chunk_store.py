@@ -24,18 +24,17 @@ from qdrant_server import QdrantServer, make_folder, serving, storage_of, untouc
 from question_optimizer.chunk_store import (
     ChunkStore,
     ClientStore,
-    Sample,
     Written,
     chunk_of,
     extract_text,
     open_client,
     open_store,
     query_payload,
-    sample,
     write_queries,
 )
 from question_optimizer.errors import USAGE, UserError
 from question_optimizer.records import PointId
+from question_optimizer.sampling import Sample, sample
 
 WAYS = ["direct", "via client", "server"]
 UNKNOWN_UUID = "12345678-1234-1234-1234-123456789abc"

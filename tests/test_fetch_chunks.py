@@ -35,7 +35,8 @@ def test_the_sample_ends_in_four_files_and_one_line(
     with untouched(qdrant):
         done = script("fetch_chunks.py", "--qdrant-path", qdrant)
     assert done.returncode == 0
-    assert (done.stdout, done.stderr) == ("200 chunks -> data/raw_chunks.jsonl\n", "")
+    assert done.stdout == "200 chunks -> data/raw_chunks.jsonl\n"
+    assert done.stderr == "coverage: 21 of 22 documents (95 %), 120 of 230 headings (52 %)\n"
     data = tmp_path / "data"
     assert sorted(path.name for path in data.iterdir()) == OUTPUTS
     chunks = rows(data / "raw_chunks.jsonl")
@@ -79,7 +80,8 @@ def test_the_three_ways_write_the_same_bytes(qdrant: Path, tmp_path: Path, scrip
         }
         for name, where in ways.items():
             done = script("fetch_chunks.py", *where, *size, "--data-dir", name)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert done.returncode == 0
+            assert done.stderr.startswith("coverage: 22 of 22 documents (100 %), 141 of 230 ")
             assert done.stdout == f"250 chunks -> {name}/raw_chunks.jsonl\n"
     direct = tree_digest(tmp_path / "direct")
     assert sorted(direct) == OUTPUTS
@@ -141,7 +143,7 @@ def test_a_flag_that_names_the_folder_beats_a_server_from_the_environment(
     qdrant: Path, script: Script
 ) -> None:
     done = script("fetch_chunks.py", "--qdrant-path", qdrant, QO_QDRANT_URL="http://127.0.0.1:1")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout) == (0, "200 chunks -> data/raw_chunks.jsonl\n")
 
 
 def test_points_without_text_are_counted_reported_and_listed(
@@ -154,9 +156,7 @@ def test_points_without_text_are_counted_reported_and_listed(
     assert done.stdout == "8 chunks -> data/raw_chunks.jsonl\n"
     data = tmp_path / "data"
     rejected = rows(data / "rejected_chunks.jsonl")
-    assert done.stderr == (
-        f"{len(rejected)} points without text passed over -> data/rejected_chunks.jsonl\n"
-    )
+    assert done.stderr == (f"passed over: {len(rejected)} no_text -> data/rejected_chunks.jsonl\n")
     assert rejected
     assert {row["chunk_id"] for row in rejected} <= {0, 3, 6, 9}
     for row in rejected:
@@ -211,6 +211,79 @@ def test_metadata_and_the_old_question_are_kept(tmp_path: Path, script: Script) 
     }
 
 
+# ---------------------------------------------------------------------- designs and filters
+
+FILTERED = ("--filters", "too_short, boilerplate,near_duplicate", "--min-words", 10)
+
+
+def test_filters_refill_the_sample_and_keep_what_they_left_out(
+    tmp_path: Path, script: Script
+) -> None:
+    fit = "Valve {} closes when the pressure in its brake pipe falls below the limit."
+    payloads = {n: {"text": fit.format(n), "document_id": f"{n % 2}"} for n in range(8)}
+    payloads |= {n: {"text": "which expands to:\x1b[31m"} for n in range(8, 20)}
+    payloads |= {20: {"text": fit.format(3)}, 21: {"title": "no text"}}
+    folder = make_folder(tmp_path / "q", payloads)
+    done = script("fetch_chunks.py", "--qdrant-path", folder, "--sample-size", 8, *FILTERED)
+    assert (done.returncode, done.stdout) == (0, "8 chunks -> data/raw_chunks.jsonl\n")
+    data = tmp_path / "data"
+    assert len({row["chunk_text"] for row in rows(data / "raw_chunks.jsonl")}) == 8
+    rejected = {row["chunk_id"]: row for row in rows(data / "rejected_chunks.jsonl")}
+    short = [row for row in rejected.values() if row["reason"] == "too_short"]
+    assert short[0] == {
+        "chunk_id": short[0]["chunk_id"],
+        "reason": "too_short",
+        "measure": 4.0,
+        "chunk_text": "which expands to:",
+    }
+    meta = json.loads((data / "raw_chunks.jsonl.meta.json").read_text())
+    assert meta["settings"]["filters"] == ["boilerplate", "too_short", "near_duplicate"]
+    assert meta["settings"]["min_words"] == 10
+    assert sum(meta["counts"]["passed_over"].values()) == len(rejected)
+    passed, covered = done.stderr.splitlines()
+    assert passed.startswith(f"passed over: {len(short)} too_short, 1 n")
+    assert passed.endswith(" -> data/rejected_chunks.jsonl")
+    assert covered == "coverage: 2 of 2 documents (100 %)"
+
+
+def test_a_near_duplicate_names_the_chunk_it_is_like(tmp_path: Path, script: Script) -> None:
+    folder = make_folder(tmp_path / "q", {n: {"text": "The same words."} for n in range(3)})
+    done = script("fetch_chunks.py", "--qdrant-path", folder, "--filters", "near_duplicate")
+    assert done.returncode == 0
+    assert "the collection has only 1 fit chunks, 200 were asked for" in done.stderr
+    (kept,) = ids(tmp_path / "data" / "raw_chunks.jsonl")
+    for row in rows(tmp_path / "data" / "rejected_chunks.jsonl"):
+        assert (row["reason"], row["like"], row["measure"]) == ("near_duplicate", kept, 1.0)
+
+
+def test_filters_that_leave_nothing_say_so(tmp_path: Path, script: Script) -> None:
+    folder = make_folder(tmp_path / "q", {n: {"text": "An example:"} for n in range(3)})
+    with untouched(tmp_path):
+        done = script("fetch_chunks.py", "--qdrant-path", folder, "--filters", "all")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "fetch_chunks.py: collection 'docs': none of its chunks is fit (3 too_short); "
+        "leave out some --filters\n"
+    )
+
+
+def test_a_design_is_recorded_and_reaches_every_document(
+    qdrant: Path, tmp_path: Path, script: Script
+) -> None:
+    size = ("--sample-size", 44, "--design", "by-document", "--allocation", "equal")
+    done = script("fetch_chunks.py", "--qdrant-path", qdrant, *size)
+    assert (done.returncode, done.stdout) == (0, "44 chunks -> data/raw_chunks.jsonl\n")
+    assert done.stderr.startswith("coverage: 22 of 22 documents (100 %), ")
+    meta = json.loads((tmp_path / "data" / "raw_chunks.jsonl.meta.json").read_text())
+    assert meta["settings"]["design"] == "by-document"
+    assert meta["settings"]["allocation"] == "equal"
+    coverage = meta["counts"]["coverage"]
+    assert (coverage["documents"], coverage["of_documents"], coverage["looked_at"]) == (22, 22, 648)
+    found = rows(tmp_path / "data" / "raw_chunks.jsonl")
+    assert any(row.get("next_text") for row in found)
+    assert all(row.get("next_text") != "" for row in found)
+
+
 # ---------------------------------------------------------------------- refusals
 
 
@@ -259,6 +332,17 @@ def test_a_failed_run_leaves_the_last_good_files(
         (["--sample-size", "-5"], "argument --sample-size: must be at least 1"),
         (["--sample-size", "many"], "argument --sample-size: "),
         (["--seed", "one"], "argument --seed: invalid int value: 'one'"),
+        (
+            ["--filters", "too_short,short"],
+            "argument --filters: 'short' is none of: all, none, boilerplate, table_of_contents, "
+            "references, undecoded_formula, table_residue, garbled, too_short, near_duplicate",
+        ),
+        (["--design", "even"], "argument --design: invalid choice: 'even'"),
+        (
+            ["--allocation", "equal"],
+            "argument --allocation: needs --design by-document or by-heading",
+        ),
+        (["--min-words", "9"], "argument --min-words: needs --filters with too_short"),
         (["--qdrant-path", "."], ".: has no meta.json, so it is no Qdrant folder"),
     ],
 )

@@ -246,7 +246,11 @@ def test_ids_keep_their_type_through_json(chunk_id: int | str) -> None:
 @pytest.mark.parametrize(
     ("row", "field", "message"),
     [
-        ({"action": "delete"}, "action", "Input should be 'pick', 'edit', 'write' or 'skip'"),
+        (
+            {"action": "delete"},
+            "action",
+            "Input should be 'pick', 'edit', 'write', 'skip', 'defer' or 'flag'",
+        ),
         ({"action": "pick", "pick": 0}, "pick", "Input should be greater than or equal to 1"),
         ({"action": "skip", "why": "?"}, "why", "Extra inputs are not permitted"),
         (

@@ -37,7 +37,6 @@ from custom_lm import DispatcherLM
 from dspy_pipeline import SyntheticQuestionPipeline
 from dspy_signatures import AnalyzeQueryRelevance, GenerateFinalQuery
 from question_optimizer import rehearsal
-from question_optimizer.chunk_store import sample
 from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.programs.judge import (
     CRITERIA,
@@ -50,6 +49,7 @@ from question_optimizer.programs.suggester import QuestionSuggester, SuggestQues
 from question_optimizer.providers import rehearsal_account
 from question_optimizer.qdrant_folder import QdrantFolder
 from question_optimizer.records import QueryFormat, QueryType
+from question_optimizer.sampling import sample
 
 CHUNK = (
     "The sqlite3_busy_timeout() interface sets a busy handler that sleeps for a while when a table "
