@@ -140,10 +140,16 @@ def parsed(record: type[Record], row: Any, *, where: str, fix: str) -> Record:
     try:
         return record.model_validate(row)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "record"
-        what = f"no {field}" if first["type"] == "missing" else f"{field}: {first['msg']}"
-        raise UserError(f"{where}: {what}; {fix}") from error
+        raise UserError(f"{where}: {faults(error)[0]}; {fix}") from error
+
+
+def faults(error: ValidationError) -> list[str]:
+    """What is wrong with a record, field by field, in words."""
+    found = []
+    for fault in error.errors(include_url=False):
+        field = ".".join(str(part) for part in fault["loc"]) or "record"
+        found.append(f"no {field}" if fault["type"] == "missing" else f"{field}: {fault['msg']}")
+    return found
 
 
 def _remedy(made_by: str | None, *, missing: bool = False) -> str:

@@ -46,7 +46,7 @@ def read_gold(path: Path) -> GoldSet:
     items = [
         files.parsed(
             GoldItem,
-            _with_id(row),
+            with_id(row),
             where=f"{path}: entry {number}",
             fix=f"correct it or rerun {_MADE_BY}",
         )
@@ -54,11 +54,11 @@ def read_gold(path: Path) -> GoldSet:
     ]
     open_ = [item for item in items if item.split is None]
     if open_:
-        _assign(items)
+        assign_sides(items)
     return GoldSet(path, items)
 
 
-def _with_id(row: object) -> object:
+def with_id(row: object) -> object:
     """Any tool may write the three texts alone; the item is then known by its content."""
     if isinstance(row, dict) and "chunk_id" not in row:
         return {
@@ -68,7 +68,8 @@ def _with_id(row: object) -> object:
     return row
 
 
-def _assign(items: list[GoldItem]) -> None:
+def assign_sides(items: list[GoldItem]) -> None:
+    """Give each item that has no side one, by document; the others keep theirs."""
     chunks = [
         Chunk(chunk_id=item.chunk_id, chunk_text=item.chunk_text, document_id=item.document_id)
         for item in items

@@ -1,4 +1,4 @@
-"""Paired comparison against values worked out by hand and by enumeration."""
+"""Paired comparison and agreement against values worked out by hand and by enumeration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from question_optimizer.statistics import PairedComparison, compare_paired, smallest_detectable
+from question_optimizer.statistics import (
+    Agreement,
+    Estimate,
+    PairedComparison,
+    agreement,
+    compare_paired,
+    smallest_detectable,
+    wilson,
+    wins_needed,
+)
 
 quarters = st.integers(-4, 4).map(lambda n: n / 4)  # binary fractions: sums are exact
 
@@ -168,3 +177,146 @@ def test_the_smallest_detectable_difference_is_that_of_the_power_formula() -> No
 @pytest.mark.parametrize("n", [0, 1])
 def test_fewer_than_two_pairs_can_show_nothing(n: int) -> None:
     assert smallest_detectable(n) == math.inf
+
+
+@pytest.mark.parametrize("n", range(201))
+def test_the_wins_needed_are_the_fewest_of_the_exact_sign_test(n: int) -> None:
+    def p(wins: int) -> float:
+        return 2 * sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n
+
+    enough = [wins for wins in range(n // 2 + 1, n + 1) if p(wins) < 0.05]
+    assert wins_needed(n) == (enough[0] if enough else None)
+
+
+@pytest.mark.parametrize(
+    ("n", "wins"), [(5, None), (6, 6), (30, 21), (40, 27), (50, 33), (70, 44), (100, 61)]
+)
+def test_the_wins_needed_of_some_sizes(n: int, wins: int | None) -> None:
+    assert wins_needed(n) == wins
+
+
+# ---------------------------------------------------------------------- two raters
+
+
+def rated(table: dict[str, int]) -> list[tuple[str, str]]:
+    """{"yn": 3} is three items that the first rater calls y and the second n."""
+    return [(cell[0], cell[1]) for cell, count in table.items() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("table", "raw", "kappa", "ac1"),
+    [
+        # First rater: y 25, n 25 of 50; second: y 30, n 20. Raw (20 + 15) / 50 = .7.
+        # kappa: chance .5 · .6 + .5 · .4 = .5; (.7 - .5) / .5 = .4.
+        # AC1: π(y) = (.5 + .6) / 2 = .55; chance 2 · .55 · .45 = .495; .205 / .505.
+        ({"yy": 20, "yn": 5, "ny": 10, "nn": 15}, 0.7, 0.4, 0.205 / 0.505),
+        # Three categories. First rater: a .5, b .4, c .1; second: a .4, b .4, c .2. Raw .8.
+        # kappa: chance .5 · .4 + .4 · .4 + .1 · .2 = .38; .42 / .62.
+        # AC1: π = .45, .4, .15; Σ π(1 - π) = .2475 + .24 + .1275 = .615; chance .615 / 2 = .3075.
+        ({"aa": 4, "bb": 3, "cc": 1, "ab": 1, "bc": 1}, 0.8, 0.42 / 0.62, 0.4925 / 0.6925),
+        # The kappa paradox: they agree on 118 of 125, and kappa is below 0.
+        # First rater: y 123/125 = .984; second: 120/125 = .96. Raw .944.
+        # kappa: chance .984 · .96 + .016 · .04 = .94528; -.00128 / .05472.
+        # AC1: π(y) = .972; chance 2 · .972 · .028 = .054432; .889568 / .945568.
+        ({"yy": 118, "yn": 5, "ny": 2}, 0.944, -0.00128 / 0.05472, 0.889568 / 0.945568),
+        ({"yy": 5, "nn": 5}, 1.0, 1.0, 1.0),
+        # Always opposite: chance .5 for both; (0 - .5) / .5.
+        ({"yn": 5, "ny": 5}, 0.0, -1.0, -1.0),
+        # One category: nothing to correct for kappa; no chance at all for AC1.
+        ({"yy": 7}, 1.0, None, 1.0),
+        # Each rater knows one, but not the same: chance 0 for kappa; .5 for AC1.
+        ({"yn": 4}, 0.0, 0.0, -1.0),
+    ],
+)
+def test_agreement_is_that_worked_out_by_hand(
+    table: dict[str, int], raw: float, kappa: float | None, ac1: float
+) -> None:
+    found = agreement(rated(table))
+    assert found.n == sum(table.values())
+    assert found.raw.value == pytest.approx(raw, abs=1e-6)
+    assert found.kappa.value == (None if kappa is None else pytest.approx(kappa, abs=1e-6))
+    assert found.ac1.value == pytest.approx(ac1, abs=1e-6)
+
+
+def test_no_items_no_agreement() -> None:
+    nothing = Estimate(None, None, None)
+    assert agreement([]) == Agreement(0, raw=nothing, kappa=nothing, ac1=nothing)
+
+
+ratings = st.sampled_from("abcd")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(ratings, ratings), min_size=1, max_size=30), st.integers(0, 2**32))
+def test_agreement_keeps_its_bounds_whoever_comes_first_and_whatever_things_are_called(
+    pairs: list[tuple[str, str]], seed: int
+) -> None:
+    found = agreement(pairs, seed=seed)
+    assert agreement([(b, a) for a, b in pairs], seed=seed) == found
+    assert agreement([(f"{a}!", f"{b}!") for a, b in pairs], seed=seed) == found
+    for estimate, least in ((found.raw, 0.0), (found.kappa, -1.0), (found.ac1, -1.0)):
+        if estimate.value is None:
+            assert estimate == Estimate(None, None, None)
+        else:
+            assert least <= estimate.low <= estimate.value <= estimate.high <= 1
+    same = len({rating for pair in pairs for rating in pair}) == 1
+    assert (found.kappa.value is None) is same
+    assert (found.raw.low, found.raw.high) == pytest.approx(
+        wilson(sum(a == b for a, b in pairs), len(pairs)), abs=1e-6
+    )
+
+
+def test_the_interval_of_kappa_is_about_that_of_the_large_sample_formula() -> None:
+    # Cohen 1960: standard error √(raw (1 - raw) / n) / (1 - chance), with chance taken as known.
+    found = agreement(rated({"yy": 200, "yn": 50, "ny": 100, "nn": 150}))
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 500) / 0.5
+    assert found.kappa.low == pytest.approx(0.4 - half, abs=0.1 * half)
+    assert found.kappa.high == pytest.approx(0.4 + half, abs=0.1 * half)
+
+
+def test_few_items_that_all_agree_are_no_proof_of_agreement() -> None:
+    found = agreement(rated({"yy": 3, "nn": 2}))
+    # All resamples agree too, so Wilson's lower bound of 5 in 5, .5655, goes through the formula.
+    assert found.raw.low == pytest.approx(0.565518, abs=1e-4)
+    # In .6^5 + .4^5 = 9 % of the resamples one category is left, so kappa may be anything.
+    assert found.kappa.low == -1.0
+    # AC1: chance 2 · .6 · .4 = .48; (.5655 - .48) / .52.
+    assert found.ac1.low == pytest.approx((0.565518 - 0.48) / 0.52, abs=1e-4)
+    assert found.kappa.value == found.kappa.high == 1.0
+
+
+def test_kappa_that_hangs_on_one_item_is_said_to_be_unknown() -> None:
+    # In (29/30)^30 = 36 % of the resamples the only n is missing, and kappa is undefined.
+    found = agreement(rated({"yy": 29, "nn": 1}))
+    assert found.kappa == Estimate(1.0, -1.0, 1.0)
+    assert found.ac1.low > 0.8
+
+
+def test_agreement_is_the_same_for_the_same_seed_and_leaves_the_global_generator_alone() -> None:
+    pairs = rated({"yy": 20, "yn": 5, "ny": 10, "nn": 15})
+    before = np.random.get_state()[1].tolist()
+    assert agreement(pairs, seed=3) == agreement(pairs, seed=3)
+    assert agreement(pairs, seed=3) != agreement(pairs, seed=4)
+    assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # 24 of 30, z² = 3.8415: middle (.8 + .064025) / 1.12805 = .76595;
+        # half 1.96 · √(.16 / 30 + 3.8415 / 3600) / 1.12805 = .13901.
+        (24, 30, 0.62694, 0.90496),
+        (37, 40, 0.80138, 0.97416),
+        (0, 30, 0.0, 0.11351),  # 3.8415 / (30 + 3.8415)
+        (30, 30, 0.88649, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilsons_interval(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, -1)])
+def test_a_share_that_is_none_is_refused(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"{successes} successes of {n} are no share"):
+        wilson(successes, n)
