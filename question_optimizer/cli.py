@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from question_optimizer.errors import INTERRUPTED, StopRun, UserError
 from question_optimizer.hostile_text import printable
@@ -131,6 +131,19 @@ def run(main: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+
+
+def leave(code: int, *, working: str) -> NoReturn:
+    """End the process with `code`, at once if a daemon thread of the name `working` is still busy.
+
+    Python's own end would pull the interpreter from under it: torch, while it loads, then aborts.
+    """
+    if any(thread.name == working for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def resume_command() -> str:

@@ -3,13 +3,14 @@
     UserError   one line (what, where, what to do) and an exit code; shown without a traceback
     StopRun     ends a whole run from inside a worker; deliberately no `Exception`, see below
 
-Exit codes: 2 usage or configuration, 4 finished with failed items, 5 budget reached,
-75 try later (folder locked, quota spent), 130 interrupted.
+Exit codes: 2 usage or configuration, 3 a gate says no, 4 finished with failed items, 5 budget
+reached, 75 try later (folder locked, quota spent), 130 interrupted.
 """
 
 from __future__ import annotations
 
 USAGE = 2
+NO_GO = 3
 FAILED_ITEMS = 4
 BUDGET = 5
 TRY_LATER = 75

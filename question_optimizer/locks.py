@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from question_optimizer.errors import TRY_LATER, UserError
 
@@ -37,17 +38,14 @@ def lock_holder(lock: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def only_one(lock: Path, what: str) -> Iterator[None]:
+def only_one(
+    lock: Path, what: str, *, advice: str = "wait for its end or change --data-dir"
+) -> Iterator[None]:
     """Hold `lock` exclusively inside the block; UserError (75) naming who holds it already.
 
     The lock goes with the process, however it ends; the file stays and means nothing by itself.
     """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
-    except OSError as error:
-        raise UserError(f"{lock}: cannot be written ({error.strerror})") from error
-    with file:
+    with _opened(lock) as file:
         try:
             import fcntl
         except ImportError:  # Windows: SQLite's own locks still keep the data whole
@@ -59,10 +57,29 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
             holder = lock_holder(lock)
             by = f" in {holder}" if holder else ""
             raise UserError(
-                f"{lock.parent}: {what} is running{by}; wait for its end or change --data-dir",
+                f"{lock.parent}: {what} is running{by}; {advice}",
                 exit_code=TRY_LATER,
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold `lock` exclusively inside the block, after waiting for whoever holds it."""
+    with _opened(lock) as file:
+        with contextlib.suppress(ImportError, OSError):  # no flock here: last one wins, all whole
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _opened(lock: Path) -> IO[str]:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("a")
+    except OSError as error:
+        raise UserError(f"{lock}: cannot be written ({error.strerror})") from error
 
 
 def _holder_by_proc(inode: int) -> str:

@@ -221,14 +221,23 @@ def _as_member(
 def _suggestions(prompt: _Prompt) -> str:
     kinds = list(QueryType.members)
     found: list[str] = []
-    for number in range(8):
+    already = prompt.inputs.get("already_suggested", "")
+    for number in range(24 if already else 8):
         form = "keywords" if number % 4 == 3 else "formal question"
         inputs = {**prompt.inputs, "query_type": kinds[number % len(kinds)], "query_format": form}
         one = _Prompt(prompt.instructions, (), inputs, prompt.demos, False)
         text = _write_query(one, salt=str(number))
-        if text not in found:
+        if text not in found and json.dumps(text)[1:-1] not in already and text not in already:
             found.append(text)
     return json.dumps(found[:4])
+
+
+def _persona_choice(prompt: _Prompt) -> str:
+    """The listed persona who shares most words with the chunk; none where nobody shares any."""
+    words = set(re.findall(r"[a-z]{4,}", prompt.inputs.get("chunk_text", "").lower()))
+    listed = re.findall(r"([\w-]+): ([^\n]*)", prompt.inputs.get("personas", ""))
+    shared = {i: len(words & set(re.findall(r"[a-z]{4,}", text.lower()))) for i, text in listed}
+    return max(shared, key=lambda i: shared[i]) if any(shared.values()) else "none"
 
 
 def _judged(prompt: _Prompt, criterion: str) -> str:
@@ -268,6 +277,7 @@ def _instruction(prompt: _Prompt) -> str:
 _WRITERS: dict[str, Callable[[_Prompt], str]] = {
     "query": _write_query,
     "suggestions": _suggestions,
+    "persona_choice": _persona_choice,
     "reason": _reason,
     "module_advice": lambda p: json.dumps(
         {

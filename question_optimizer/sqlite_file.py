@@ -1,20 +1,28 @@
-"""Our own SQLite files: the annotation log and the generator's ledger."""
+"""Our own SQLite files: the annotation log, the generator's ledger, the usage log."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 from question_optimizer.errors import UserError
 
 
 def open_database(
-    path: Path | None, schema: str, *, version: int, durable: bool = True
+    path: Path | None,
+    schema: str,
+    *,
+    version: int,
+    durable: bool = True,
+    migrations: Mapping[int, str] | None = None,
 ) -> sqlite3.Connection:
     """The database at `path`, made if missing (None: in memory); safe to use from any thread.
 
     A commit is on disk when it returns, if `durable`. Opening an existing database changes no
-    byte. UserError where it cannot be opened, is none of ours, or was made by a newer program.
+    byte, unless it is of an older version: `migrations[n]` are the statements that lead from
+    version n to n + 1, all applied in one transaction. UserError where it cannot be opened, is
+    none of ours, or was made by a newer program.
     """
     try:
         if path is not None:
@@ -26,11 +34,24 @@ def open_database(
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         if found < version:
             connection.execute("PRAGMA journal_mode=WAL")
-            with connection:
-                connection.execute(schema)
-                connection.execute(f"PRAGMA user_version={version}")
+            _bring_up(connection, schema, version, migrations or {})
         table = schema.split("(")[0].split()[-1]
         connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - our schema
     except (sqlite3.DatabaseError, OSError) as error:
         raise UserError(f"{path}: cannot be opened ({error}); restore it from a backup") from error
     return connection
+
+
+def _bring_up(
+    connection: sqlite3.Connection, schema: str, version: int, migrations: Mapping[int, str]
+) -> None:
+    """To `version`, from nothing or an older one; whole or not at all."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        # Another process may have done it while this one waited for the lock.
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        steps = [migrations.get(old, "") for old in range(found, version)] if found else []
+        for script in [*steps, schema]:
+            for statement in filter(str.strip, script.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={version}")

@@ -18,7 +18,8 @@ def test_a_second_session_on_the_same_data_dir_is_refused(script: Script, tmp_pa
     with only_one(tmp_path / "data" / "annotations.sqlite.lock", "test"):
         done = script("annotate_chunks.py", "--rehearsal")
     assert done.returncode == 75
-    assert f"another annotation session is running in process {os.getpid()}" in done.stderr
+    said = f"another session of the unnamed annotator is running in process {os.getpid()}"
+    assert said in done.stderr
     assert not (tmp_path / "data" / "gold_dataset.json").exists()
 
 
