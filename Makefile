@@ -31,7 +31,7 @@ $(DEMO)/qdrant/meta.json:
 	mv $(DEMO)/qdrant.tmp $(DEMO)/qdrant
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,6 +41,7 @@ lint: $(STAMP)
 benchmarks: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(RUN) benchmarks/fetch_vs_client.py
+	$(RUN) benchmarks/annotation_wait.py
 	$(RUN) benchmarks/dispatcher.py
 
 venv: $(STAMP)
