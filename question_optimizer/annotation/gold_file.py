@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 import threading
 from collections import Counter
 from pathlib import Path
@@ -34,6 +36,8 @@ class GoldFile:
         self._path = path
         self._settings = settings
         self._inputs = inputs
+        # Encoding is what takes time, in a thread that the screen has to wait for: once an item.
+        self._encoded: dict[int, tuple[GoldItem, str]] = {}
         self._wanted = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -72,7 +76,8 @@ class GoldFile:
         for name in self._store.annotators if annotator is None else [annotator]:
             skipped.update(self._store.skipped(name))
         models = sorted({model for item in gold for model in item.suggested_by})
-        files.write_json(path, [item.model_dump(mode="json") for item in gold])
+        items = ",\n".join(self._json_of(item) for item in gold)
+        files.write_atomic(path, f"[\n{items}\n]\n" if items else "[]\n")
         files.write_meta(
             path,
             phase="annotate_chunks",
@@ -88,6 +93,14 @@ class GoldFile:
             models=models,
             rehearsal="rehearsal" in models,
         )
+
+    def _json_of(self, item: GoldItem) -> str:
+        """`item` as an indented JSON object; encoded once, as the store returns the same object."""
+        known = self._encoded.get(id(item))
+        if known is None or known[0] is not item:
+            text = json.dumps(item.model_dump(mode="json"), indent=2, ensure_ascii=False)
+            known = self._encoded[id(item)] = (item, textwrap.indent(text, "  "))
+        return known[1]
 
     def _export(self) -> None:
         while not self._closed:

@@ -119,6 +119,7 @@ class AnnotationStore:
         # annotator -> chunk id -> decisions that stand, the latest last
         self._stacks: dict[str, dict[str, list[Event]]] = defaultdict(dict)
         self._undoable: dict[str, list[Event]] = defaultdict(list)
+        self._items: dict[int, GoldItem] = {}  # seq -> item with its side
         self._repeats: dict[str, dict[str, Event]] = defaultdict(dict)
         # (annotator, or None for everybody; chunk id) -> who asks, and who chose
         self._personas: dict[tuple[str | None, str], tuple[str | None, str]] = {}
@@ -263,15 +264,19 @@ class AnnotationStore:
         firsts: dict[str, tuple[int, GoldItem]] = {}
         for name in names:
             for subject, stack in self._stacks[name].items():
-                if (item := stack[-1].item) is None:
+                if (item := self._item_of(stack[-1])) is None:
                     continue
                 since = next(event.seq for event in stack if event.decision.settles)
                 if subject not in firsts or since < firsts[subject][0]:
                     firsts[subject] = since, item
-        return [
-            item.model_copy(update={"split": self._sides.get(item.split_group)})
-            for _, item in sorted(firsts.values(), key=lambda pair: pair[0])
-        ]
+        return [item for _, item in sorted(firsts.values(), key=lambda pair: pair[0])]
+
+    def _item_of(self, event: Event) -> GoldItem | None:
+        """The gold item of an event with its side; the same object every time."""
+        if event.seq not in self._items and (item := event.item) is not None:
+            side = self._sides.get(item.split_group)
+            self._items[event.seq] = item.model_copy(update={"split": side})
+        return self._items.get(event.seq)
 
     def skipped(self, annotator: str | None = None) -> Counter[str]:
         """How many chunks were skipped, by reason."""
@@ -522,6 +527,7 @@ class AnnotationStore:
                 self._own[name, subject] = data["new"]
             case "split":
                 self._sides.setdefault(subject, data["side"])
+                self._items.clear()
                 self.split_unit = data["unit"]
 
     def _take_back(self, undo: Event) -> None:
