@@ -6,8 +6,9 @@
 Real HTTP on loopback (a server in a process of its own that waits, then answers as the rehearsal
 does), the real dispatcher, event log, gold file, and the real screen at 80x24 with its painting,
 but for the terminal itself. A person picks a suggestion so many seconds after a chunk is complete.
-Waiting lasts from the key until the next chunk, its persona and its suggestions are painted; saved
-is from the key until the decision is on disk. Three runs, each a process of its own:
+Waiting lasts from the key until the next chunk, its persona and its suggestions are painted, less
+the time taken to look whether they are; saved is from the key until the decision is on disk. Three
+runs, each a process of its own:
 
     with      preparation of the next 6 chunks while the person reads
     without   the same flow, persona and suggestions made when a chunk shows
@@ -87,7 +88,7 @@ async def hold(args: argparse.Namespace, folder: Path, url: str) -> dict[str, li
 
         painted: asyncio.Event
         before: object = None
-        painted_at = 0.0
+        painted_at = checking = 0.0  # the checks themselves take time that a person does not wait
 
         def _display(self, screen: Any, renderable: Any) -> None:
             if hasattr(renderable, "render_segments"):  # what a terminal would be sent
@@ -103,8 +104,9 @@ async def hold(args: argparse.Namespace, folder: Path, url: str) -> dict[str, li
             first = " ".join(card.chunk.chunk_text.split())[:20]
             parts = [first, *(s[:30] for s in card.suggestions)]
             if card.persona and all(part in text for part in [card.persona.name, *parts]):
-                self.before, self.painted_at = card.chunk, now
+                self.before, self.painted_at = card.chunk, now - self.checking
                 self.painted.set()
+            self.checking += time.perf_counter() - now
 
     (folder / "accounts.toml").write_text(
         f'[[accounts]]\nname = "a"\nmodel = "m"\nbase_url = "{url}/v1"\nconcurrency = 8\n'
@@ -130,6 +132,7 @@ async def hold(args: argparse.Namespace, folder: Path, url: str) -> dict[str, li
                     await asyncio.wait_for(app.painted.wait(), _PATIENCE_SECONDS)
                     await asyncio.sleep(args.pace)
                     app.painted.clear()
+                    app.checking = 0.0
                     pressed = time.perf_counter()
                     app._driver.send_message(events.Key("1", "1"))  # type: ignore[union-attr]
                     await asyncio.wait_for(app.painted.wait(), _PATIENCE_SECONDS)

@@ -1045,7 +1045,7 @@ async def test_what_is_typed_can_be_seen_beside_five_suggestions_of_two_lines(
     async with at_work(tmp_path, chunks_of(2), usual) as person:
         await person.ready(5)
         await person.press(*opened.split(), *"zyx")
-        assert "zyx" in person.screen
+        await person.sees("zyx")
 
 
 async def test_a_long_suggestion_can_be_edited_in_place_wherever_it_stands(tmp_path: Path) -> None:
