@@ -2962,6 +2962,17 @@ def test_two_annotators_work_at_once_and_one_only_once(script: Script) -> None:
         assert len(subjects) == len(set(subjects))
     assert script.meta["counts"]["gold"] == 12
     assert sum(script.meta["counts"]["annotators"].values()) == 12
+    assert script("--stats", "--json")[0] == 0
+    (both,) = json.loads(script.said)["comparisons"]
+    picked = [
+        [item["gold_question"] for item in json.loads(path.read_text())]
+        for path in sorted(script.data.glob("gold_dataset.*.json"))
+        if path.name in ("gold_dataset.anna.json", "gold_dataset.bob.json")
+    ]
+    same = sum(one == other for one, other in zip(*picked, strict=True))
+    assert (both["who"], both["kept"]["n"], both["kept"]["raw"]["value"]) == ("anna and bob", 12, 1)
+    assert both["choice"]["raw"]["value"] == round(same / 12, 6)
+    assert 0 < same < 12  # each was shown another order
 
 
 # ---------------------------------------------------------------------- showing
