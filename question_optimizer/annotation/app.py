@@ -404,8 +404,11 @@ class AnnotationApp(App[int]):
         """Give the suggestions what room there is, so that they scroll where it is too little."""
         body = self.query_one("#body").size.height
         room = body if self.size.width >= _WIDE else int(body * 0.7) - 1
-        above = [self.query_one(name).outer_size.height for name in ("#persona", "#notice")]
-        self.query_one("#rows").styles.max_height = max(3, room - sum(above))
+        above = self.query_one("#persona").outer_size.height
+        notice = self.query_one("#notice")
+        if notice.has_class("-shown"):  # a hidden one keeps the size it had
+            above += notice.outer_size.height
+        self.query_one("#rows").styles.max_height = max(3, room - above)
         if self._take:
             self.call_after_refresh(self.query_one(Editor).scroll_visible, animate=False)
 
