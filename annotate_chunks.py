@@ -603,4 +603,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run(main), working="preparation")  # nobody waits for suggestions that will not be read
+    code = run(main)
+    from question_optimizer.annotation.preparation import THREAD
+
+    leave(code, working=THREAD)  # nobody waits for suggestions that will not be read

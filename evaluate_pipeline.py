@@ -136,7 +136,7 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], examples: int) -> 
     from rich.table import Table
     from rich.text import Text
 
-    from question_optimizer.hostile_text import printable
+    from question_optimizer.hostile_text import one_line, printable
     from question_optimizer.reports import figure
 
     console = Console()
@@ -156,7 +156,7 @@ def show(summary: dict[str, Any], rows: list[dict[str, Any]], examples: int) -> 
         by_item.setdefault(row["item"], {})[row["arm"]] = row
     for arms in list(by_item.values())[:examples]:
         first = arms[ARMS[0]]
-        excerpt = " ".join(printable(first["chunk_text"]).split())[:160]
+        excerpt = one_line(first["chunk_text"])[:160]
         console.print(Text(f"\nchunk      {excerpt}…", style="dim"))
         console.print(Text(f"gold       {printable(first['gold_question'])}"))
         for arm in ARMS:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from question_optimizer import files, gates, gold, splits
-from question_optimizer.hostile_text import printable, storable
+from question_optimizer.hostile_text import one_line, printable, storable
 from question_optimizer.records import GoldItem, Split
 from question_optimizer.statistics import smallest_detectable, wins_needed
 
@@ -198,7 +198,7 @@ def _kind(value: object) -> str:
 
 def _shown(value: object, most: int = _SHOWN) -> str:
     """`value` in one printable line of at most `most` characters and an ellipsis."""
-    text = " ".join(printable(str(value)[: 4 * most]).split())
+    text = one_line(str(value)[: 4 * most])
     return text if len(text) <= most else f"{text[:most]}…"
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from question_optimizer.annotation.session import MOST_SUGGESTIONS, Action
+from question_optimizer.annotation.wording import place_of
 from question_optimizer.errors import UserError
 from question_optimizer.hostile_text import one_line, printable
 from question_optimizer.records import Chunk, Persona
@@ -90,9 +91,7 @@ class AnnotationTask(BaseModel):
     @property
     def place(self) -> str:
         """File › headings › page."""
-        page = [f"page {self.chunk.page_no}"] if self.chunk.page_no else []
-        parts = [self.chunk.file_name or "", *self.chunk.headings, *page]
-        return " › ".join(one_line(part) for part in parts if part.strip())
+        return place_of(self.chunk)
 
     @property
     def asker(self) -> str:

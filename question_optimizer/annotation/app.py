@@ -316,7 +316,7 @@ class AnnotationApp(App[int]):
         self._shown = card
         self._update("progress", Text(progress_line(self.session.progress, self._spend())))
         self._update("who", Text(self._standing()))
-        self._update("place", Text(place_of(card) if card else "", no_wrap=True))
+        self._update("place", Text(place_of(card.chunk) if card else "", no_wrap=True))
         self._show_chunk(card, same=same)
         if card:
             self._update("persona", Text(self._cut(persona_line(card), lines=2)))

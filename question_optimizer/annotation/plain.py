@@ -199,7 +199,7 @@ class LineMode:
         if card is None:
             self._say(ALL_DECIDED)
             return
-        console.print(Text(place_of(card), style="dim"))
+        console.print(Text(place_of(card.chunk), style="dim"))
         console.print(Text(printable(card.chunk.chunk_text)))
         console.print()
         if card.prepared.pending and not card.withheld:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from question_optimizer.annotation.session import Card, Progress
 from question_optimizer.hostile_text import one_line
 from question_optimizer.personas import FALLBACK
+from question_optimizer.records import Chunk
 
 
 class Key(NamedTuple):
@@ -36,13 +37,11 @@ KEYS = (
 )
 
 
-def place_of(card: Card) -> str:
+def place_of(chunk: Chunk) -> str:
     """File › headings › page, printable."""
-    chunk = card.chunk
-    place = [chunk.file_name or "", *chunk.headings]
-    if chunk.page_no:
-        place.append(f"page {chunk.page_no}")
-    return " › ".join(one_line(part) for part in place if part)
+    page = [f"page {chunk.page_no}"] if chunk.page_no else []
+    parts = map(one_line, [chunk.file_name or "", *chunk.headings, *page])
+    return " › ".join(filter(None, parts))
 
 
 def persona_line(card: Card) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import dspy
 
-from question_optimizer.hostile_text import printable, promptable
+from question_optimizer.hostile_text import one_line, printable, promptable
 from question_optimizer.records import Chunk, Persona
 
 SHOWN = (3, 5)  # suggestions a person is offered
@@ -121,6 +121,6 @@ class QuestionSuggester(dspy.Module):
         if already:
             inputs["already_suggested"] = [promptable(line) for line in already]
         written = (self.suggest_others if already else self.suggest)(**inputs)
-        lines = (" ".join(printable(str(line)).split()) for line in written.suggestions)
+        lines = (one_line(str(line)) for line in written.suggestions)
         distinct = list(dict.fromkeys(line for line in lines if line and line not in already))
         return dspy.Prediction(suggestions=distinct[: SHOWN[1]])
