@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,12 +36,14 @@ from dspy import lm15
 from dspy.utils.callback import BaseCallback
 
 from question_optimizer import files
+from question_optimizer.answers import AnswerStore, Remembered
 from question_optimizer.dispatcher import Lease, LLMDispatcher, open_store
 from question_optimizer.errors import TRY_LATER, USAGE, StopRun
 from question_optimizer.failures import classify
 from question_optimizer.hostile_text import storable
+from question_optimizer.pinning import item_in_work, models_for
 from question_optimizer.providers import LLMClientConfig, Role
-from question_optimizer.usage import CallUsage, UsageLog, report
+from question_optimizer.usage import CallUsage, Usage, report
 from question_optimizer.wire import ChatAnswer, ChatRequest, complete, send
 
 CHARACTERS_PER_TOKEN = 4.0  # the usual rule of thumb for English; reservations settle by real usage
@@ -57,8 +60,12 @@ class DispatcherLM(dspy.LM):
     `client_semaphores[name]` and `limiter`). `role` chooses among the accounts. Failures are
     DSPy's own errors; when no account can go on, `StopRun` ends the run.
 
-    The dispatcher retries, so DSPy must not: `num_retries=0`. `copy` and `deepcopy` share the
-    dispatcher, so limits are never forked. Never `set_lm` this on a program that is to be saved.
+    With `cache`, `answers` (in memory where none is given) serves what was answered before; without
+    it they only keep the figures. For an item in work (`pinning.on_item`) the same one of the
+    role's models is asked every time.
+
+    The dispatcher retries and `answers` remembers, so DSPy must do neither. `copy` and `deepcopy`
+    share both, so limits are never forked. Never `set_lm` this on a program that is to be saved.
     """
 
     def __init__(
@@ -67,23 +74,24 @@ class DispatcherLM(dspy.LM):
         *,
         role: Role | None = None,
         model: str | None = None,
-        usage: UsageLog | None = None,
+        answers: AnswerStore | None = None,
         cache: bool = True,
         temperature: float | None = None,
         max_tokens: int | None = None,
         **kwargs: Any,
     ):
-        core = _Core(dispatcher, role, usage)
+        if cache and answers is None:
+            answers = AnswerStore(None)
+        core = _Core(dispatcher, role, answers, recall=cache)
         super().__init__(
-            # DSPy's cache key holds this name and not the engine, so it must name the models.
-            model=model or _model_name(dispatcher, role),
+            model=model or _model_name(models_of(dispatcher, role), role),
             engine=_SyncEngine(core),
             async_engine=_AsyncEngine(core),
             num_retries=0,
-            cache=cache,
+            cache=False,
             temperature=temperature,
             max_tokens=max_tokens,
-            callbacks=[_CachedUsage(usage)] if usage else [],
+            callbacks=[_NamesCalls()] if answers else [],
             **kwargs,
         )
         self.dispatcher = dispatcher
@@ -99,8 +107,7 @@ def models_of(dispatcher: Any, role: Role | None) -> list[str]:
     return sorted({str(client.model) for client in getattr(dispatcher, "clients", [])})
 
 
-def _model_name(dispatcher: Any, role: Role | None) -> str:
-    models = models_of(dispatcher, role)
+def _model_name(models: Sequence[str], role: Role | None) -> str:
     # DSPy takes what follows the last slash for the model's family, and would refuse temperatures
     # for OpenAI's reasoning models although other accounts may serve the call.
     return f"dispatcher/{'+'.join(models) or 'models'}/as-{role or 'any'}"
@@ -109,10 +116,16 @@ def _model_name(dispatcher: Any, role: Role | None) -> str:
 class _Core:
     """One attempt as DSPy sees it; the dispatcher's waiting, retrying and failing over as it is."""
 
-    def __init__(self, dispatcher: Any, role: Role | None, usage: UsageLog | None):
+    def __init__(
+        self, dispatcher: Any, role: Role | None, answers: AnswerStore | None, *, recall: bool
+    ):
         self.dispatcher = dispatcher
         self.role = role
-        self.usage = usage
+        self.answers = answers
+        self.recall = recall
+        self.models = models_of(dispatcher, role)
+        self._weights = _weights(dispatcher, role)
+        self._gone: set[str] = set()  # models that no account serves any more
         self._served_at = -math.inf  # when a foreign dispatcher last had a client
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Core:
@@ -128,18 +141,52 @@ class _Core:
         clients = getattr(self.dispatcher, "clients", None) or []
         return [str(key) for client in clients if (key := getattr(client, "api_key", None))]
 
-    async def ask(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
+    def recalled(self, key: str) -> Remembered | None:
+        """What was answered before, if that may be used."""
+        return self.answers.recall(key) if self.answers is not None and self.recall else None
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The models to ask for the item in work, best first; () where any will do."""
+        item = item_in_work()
+        return tuple(models_for(item, self._weights)) if item and self._weights else ()
+
+    async def ask(
+        self, chat: ChatRequest, pinned: tuple[str, ...] = ()
+    ) -> tuple[ChatAnswer, Any, float]:
         """(answer, the account that gave it, seconds). Raises lm15 errors, or StopRun."""
         try:
-            return await (self._ours(chat) if self.is_ours else self._foreign(chat))
+            return await (self._ours(chat, pinned) if self.is_ours else self._foreign(chat))
         except Exception as error:
             failure = _lm15_error(error, self.secrets)
         # raised out here, so that nothing stands behind it: an SDK's own error may quote the key
         raise failure
 
-    async def answer(self, request: lm15.Request) -> tuple[lm15.Response, CallUsage]:
-        """The response as DSPy wants it, and what it took."""
-        answer, config, seconds = await self.ask(_chat_request(request))
+    async def answer(
+        self, request: lm15.Request, key: str, pinned: tuple[str, ...]
+    ) -> tuple[Remembered, bool]:
+        """The answer and what it took; whether it was given now, or before.
+
+        Two that want the same at once ask once: the second finds what the first got.
+        """
+        if self.answers is None or not self.recall:
+            return await self._asked(request, key, pinned), True
+        while True:
+            if (remembered := self.recalled(key)) is not None:
+                return remembered, False
+            asking = self.answers.in_flight.get(key)
+            if asking is None or asking.get_loop() is not asyncio.get_running_loop():
+                break  # nobody asks, or a loop that has ended did
+            await asyncio.wait([asking])
+        asking = self.answers.in_flight[key] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._asked(request, key, pinned), True
+        finally:
+            self.answers.in_flight.pop(key, None)
+            asking.set_result(None)
+
+    async def _asked(self, request: lm15.Request, key: str, pinned: tuple[str, ...]) -> Remembered:
+        answer, config, seconds = await self.ask(_chat_request(request), pinned)
         usage = CallUsage(
             account=config.name,
             model=answer.model,
@@ -149,9 +196,32 @@ class _Core:
             # the rehearsal's speed is this machine's, and says nothing about any model
             seconds=0.0 if getattr(config, "kind", "") == "rehearsal" else round(seconds, 3),
         )
-        return _response(answer), usage
+        answer = replace(answer, text=storable(answer.text))
+        if self.answers is not None:
+            self.answers.record(key, answer, usage)
+        return Remembered(answer, usage)
 
-    async def _ours(self, chat: ChatRequest) -> tuple[ChatAnswer, Any, float]:
+    async def _ours(
+        self, chat: ChatRequest, pinned: tuple[str, ...]
+    ) -> tuple[ChatAnswer, Any, float]:
+        """Ask the pinned model; the next one only when no account is left that serves it."""
+        for model in pinned[:-1]:
+            if model not in self._gone:
+                try:
+                    return await self._dispatched(chat, model)
+                except StopRun as stop:
+                    if stop.exit_code != USAGE:
+                        raise
+                    self._gone.add(model)
+                except Exception as error:
+                    if classify(error).kind != "transient":
+                        raise
+                    self._gone.add(model)  # it failed as often as a call may, on all its accounts
+        return await self._dispatched(chat, pinned[-1] if pinned else None)
+
+    async def _dispatched(
+        self, chat: ChatRequest, model: str | None
+    ) -> tuple[ChatAnswer, Any, float]:
         timing = {"seconds": 0.0}
 
         async def attempt(lease: Lease) -> ChatAnswer:
@@ -163,6 +233,7 @@ class _Core:
         answer, lease = await self.dispatcher.call(
             attempt,
             role=self.role,
+            model=model,
             input_tokens=chat.characters / CHARACTERS_PER_TOKEN,
             max_tokens=chat.max_tokens,
         )
@@ -236,11 +307,22 @@ def _all_disabled(dispatcher: Any) -> bool:
 
 
 class _CurrentCall:
-    """The call DSPy is making in this context: its key, and what engines took for it so far."""
+    """The call DSPy is making in this context, and how many samples engines gave it so far."""
 
-    def __init__(self, key: str):
-        self.key = key
-        self.answered: CallUsage | None = None
+    def __init__(self, asked: dict[str, Any]):
+        self._asked = asked
+        self._samples = 0
+
+    def next_key(self, models: Sequence[str]) -> str:
+        """The key of its next sample: one call of DSPy's asks as often as it wants some (n > 1).
+
+        The role is no part of it: the teacher's answer is the student's, if they are one model.
+        """
+        asked = {"models": list(models), **self._asked}
+        if self._samples:
+            asked["sample"] = self._samples
+        self._samples += 1
+        return files.digest(asked)
 
 
 _current: ContextVar[_CurrentCall | None] = ContextVar("current_lm_call", default=None)
@@ -260,25 +342,29 @@ class _Engine:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
         return self
 
-    def _note(self, request: lm15.Request, call: CallUsage) -> None:
+    def _asking(self, request: lm15.Request) -> tuple[str, tuple[str, ...]]:
+        """(the call's key, the models to ask for it)."""
+        pinned = self._core.pinned
         current = _current.get()
-        key = current.key if current else _key_of_request(request)
-        if current:
-            # one call of DSPy's asks as often as it wants samples (n > 1)
-            call = call if current.answered is None else current.answered.plus(call)
-            current.answered = call
-        if self._core.usage:
-            self._core.usage.record(key, call)
-        report(key, call, self._core.usage, fresh=True)
+        if current is None:
+            return _key_of_request(request), pinned
+        return current.next_key(pinned[:1] or self._core.models), pinned
+
+    def _report(self, key: str, answered: tuple[Remembered, bool]) -> lm15.Response:
+        (answer, call), fresh = answered
+        seen = [self._core.answers.seen] if self._core.answers else []
+        report(key, call, *seen, fresh=fresh)
+        return _response(answer)
 
 
 class _SyncEngine(_Engine):
     """For DSPy's threads: each carries its call to the dispatcher's loop and waits there."""
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        response, call = self._run(self._core.answer(request))
-        self._note(request, call)
-        return response
+        key, pinned = self._asking(request)
+        if (known := self._core.recalled(key)) is not None:
+            return self._report(key, (known, False))  # without the way to the loop and back
+        return self._report(key, self._run(self._core.answer(request, key, pinned)))
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._core.is_ours:
@@ -294,41 +380,32 @@ class _AsyncEngine(_Engine):
     """For coroutines. A foreign dispatcher's locks belong to the loop that first used them."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
-        coroutine = self._core.answer(request)
+        key, pinned = self._asking(request)
+        coroutine = self._core.answer(request, key, pinned)
         if self._core.is_ours:
-            response, call = await self._core.dispatcher.run_async(coroutine)
-        else:
-            here = asyncio.get_running_loop()
-            home = _foreign_home(self._core.dispatcher, here)
-            if home is here:
-                response, call = await coroutine
-            else:
-                carried = asyncio.run_coroutine_threadsafe(coroutine, home)
-                response, call = await asyncio.wrap_future(carried)
-        self._note(request, call)
-        return response
+            return self._report(key, await self._core.dispatcher.run_async(coroutine))
+        here = asyncio.get_running_loop()
+        home = _foreign_home(self._core.dispatcher, here)
+        if home is here:
+            return self._report(key, await coroutine)
+        carried = asyncio.run_coroutine_threadsafe(coroutine, home)
+        return self._report(key, await asyncio.wrap_future(carried))
 
 
-class _CachedUsage(BaseCallback):
-    """Reports the original figures of answers that come from DSPy's cache."""
+class _NamesCalls(BaseCallback):
+    """Says which call of DSPy's an engine serves: what was asked, rollout included.
 
-    def __init__(self, usage: UsageLog | None):
-        self._usage = usage
+    A rollout id is how DSPy asks for another answer to the same prompt; no engine gets to see it.
+    """
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _CachedUsage:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _NamesCalls:
         return self
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        asked = {"model": instance.model, "lm": instance.kwargs, "call": inputs}
-        _current.set(_CurrentCall(files.digest(asked)))
+        _current.set(_CurrentCall({"lm": instance.kwargs, "call": inputs}))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
-        current = _current.get()
         _current.set(None)
-        if current is None or current.answered or exception is not None or self._usage is None:
-            return
-        if (call := self._usage.find(current.key)) is not None:
-            report(current.key, call, self._usage, fresh=False)
 
 
 def _key_of_request(request: lm15.Request) -> str:
@@ -382,6 +459,24 @@ def _lm15_error(error: Exception, secrets: Iterable[str]) -> Exception:
     return kinds.get(failure.kind, lm15.ServerError)(text, status=failure.status)
 
 
+def _weights(dispatcher: Any, role: Role | None) -> dict[str, float]:
+    """{model: its share of the items}; {} where there is no choice, or no way to make it.
+
+    By calls a day if every account has such a limit, so that no model's day is over before the
+    others'; else by the accounts' weights. Configured figures only: what limits are learnt changes
+    from run to run.
+    """
+    if not isinstance(dispatcher, LLMDispatcher) or len(dispatcher.models(role)) < 2:
+        return {}
+    serving = [c for c in dispatcher.clients if role is None or role in c.roles]
+    daily = all(config.daily_limit for config in serving)
+    weights: dict[str, float] = {}
+    for config in serving:
+        share = float(config.daily_limit or 0) if daily else config.weight
+        weights[config.model] = weights.get(config.model, 0.0) + share
+    return weights
+
+
 def _cost(config: Any, answer: ChatAnswer) -> float:
     if isinstance(config, LLMClientConfig):
         return config.cost(answer.input_tokens or 0, answer.output_tokens or 0)
@@ -418,10 +513,10 @@ def _background_loop() -> asyncio.AbstractEventLoop:
 
 
 class LanguageModels:
-    """The LMs of a run by role, over one dispatcher; caches and logs live in `data_dir`.
+    """The LMs of a run by role, over one dispatcher; answers and logs live in `data_dir`.
 
-    Use as a context manager. DSPy's disk cache is what makes a killed run resume without paying
-    twice; it is read with a restricted unpickler.
+    Use as a context manager. The store of answers is what makes a killed run resume without paying
+    twice.
     """
 
     def __init__(
@@ -430,34 +525,35 @@ class LanguageModels:
         *,
         data_dir: Path,
         max_cost: float | None = None,
+        max_calls: int | None = None,
         limits_url: str | None = None,
         cache: bool = True,
     ):
         self.dispatcher = LLMDispatcher(
             accounts,
             max_cost=max_cost,
+            max_calls=max_calls,
             store=open_store(data_dir / "daily_request_log.json", url=limits_url),
         )
         self.rehearsal = any(account.kind == "rehearsal" for account in accounts)
-        self.usage = UsageLog(data_dir / "cache" / "usage.sqlite")
+        self.answers = AnswerStore(data_dir / "cache" / "answers.sqlite" if cache else None)
         self._cache = cache
-        if cache:
-            dspy.configure_cache(
-                enable_memory_cache=False,
-                disk_cache_dir=str(data_dir / "cache" / "dspy"),
-                restrict_pickle=True,
-            )
+
+    @property
+    def usage(self) -> Usage:
+        """What the run took so far, answers remembered from earlier runs included."""
+        return self.answers.seen.total
 
     def lm(self, role: Role) -> DispatcherLM:
         """A fresh LM for `role`."""
-        return DispatcherLM(self.dispatcher, role=role, usage=self.usage, cache=self._cache)
+        return DispatcherLM(self.dispatcher, role=role, answers=self.answers, cache=self._cache)
 
     def __enter__(self) -> LanguageModels:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.dispatcher.close()
-        self.usage.close()
+        self.answers.close()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -480,7 +576,7 @@ def main(argv: list[str] | None = None) -> int:
         cache=False,
     ) as models:
         request = ChatRequest(system="", messages=(("user", args.prompt),))
-        core = _Core(models.dispatcher, None, models.usage)
+        core = _Core(models.dispatcher, None, None, recall=False)
         try:
             answer, config, seconds = models.dispatcher.run(core.ask(request))
         except lm15.LM15Error as error:

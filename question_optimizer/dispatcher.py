@@ -170,8 +170,9 @@ class LLMDispatcher:
     where waiting is of no use: quotas spent until a named time, budget reached, no account left.
 
     With a `log_file` all processes that name it share the accounts' limits; `store` keeps them
-    elsewhere. `max_cost` is a ceiling on this object's spend. `clock` (seconds, monotonic) and
-    `wall` (seconds since 1970) are arguments so that tests need no time.
+    elsewhere. `max_cost` is a ceiling on this object's spend, `max_calls` on the calls it starts,
+    retries included. `clock` (seconds, monotonic) and `wall` (seconds since 1970) are arguments so
+    that tests need no time.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class LLMDispatcher:
         log_file: str | Path | None = None,
         *,
         max_cost: float | None = None,
+        max_calls: int | None = None,
         store: LimitStore | None = None,
         clock: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
@@ -193,6 +195,7 @@ class LLMDispatcher:
             )
         self.clients = list(configs)
         self.max_cost = max_cost
+        self.max_calls = max_calls
         self._clock = clock or time.monotonic
         self._wall = wall
         self._random = random.Random(seed).random
@@ -651,6 +654,8 @@ class LLMDispatcher:
             account, soonest = self._choose(ask, now, changed)
             if account is None:
                 return soonest
+            if self.max_calls is not None and self.calls >= self.max_calls:
+                raise self._calls_made()
             cost = self._cost(account, ask) if self.max_cost is not None else 0.0
             need = ask.need(account.config)
             if account.limits.take(need, now):
@@ -732,6 +737,13 @@ class LLMDispatcher:
         return StopRun(
             f"budget reached: {self.spend:.4f} of {self.max_cost:g} spent, and the next call "
             "could pass it; raise --max-cost to go on",
+            exit_code=BUDGET,
+        )
+
+    def _calls_made(self) -> StopRun:
+        return StopRun(
+            f"{self.calls} calls made, as many as --max-calls allows; everything is saved, run "
+            "the same command with a higher number to go on",
             exit_code=BUDGET,
         )
 

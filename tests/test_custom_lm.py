@@ -23,10 +23,12 @@ from dspy.utils import exceptions as dspy_errors
 from conftest import LLMServer, Script
 from custom_lm import DispatcherLM, LanguageModels
 from question_optimizer import rehearsal
+from question_optimizer.answers import AnswerStore
 from question_optimizer.dispatcher import LLMClientConfig, LLMDispatcher
-from question_optimizer.errors import INTERRUPTED, TRY_LATER, USAGE, StopRun
+from question_optimizer.errors import BUDGET, INTERRUPTED, TRY_LATER, USAGE, StopRun
+from question_optimizer.pinning import on_item
 from question_optimizer.providers import rehearsal_account
-from question_optimizer.usage import UsageLog, metered
+from question_optimizer.usage import metered
 
 KEY = "a1b2c3d4e5f6plainkey"  # no prefix that gives it away as a key
 
@@ -45,6 +47,11 @@ def echo(messages: list[dict[str, Any]]) -> str:
     if "JSON object" in str(messages[0]["content"]):
         return json.dumps({"answer": answer})
     return f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]"
+
+
+def slow_echo(messages: list[dict[str, Any]]) -> str:
+    time.sleep(0.1)
+    return echo(messages)
 
 
 def expected_answer(question: str) -> str:
@@ -92,16 +99,6 @@ def server(running: WatchedServer) -> WatchedServer:
     """The server as it began."""
     running.begin()
     return running
-
-
-@pytest.fixture
-def disk_cache(tmp_path: Path) -> Iterator[None]:
-    """DSPy's cache as LanguageModels sets it up, in a folder of this test's own."""
-    dspy.configure_cache(
-        enable_memory_cache=False, disk_cache_dir=str(tmp_path / "dspy"), restrict_pickle=True
-    )
-    yield
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
 
 
 def account(server: LLMServer, name: str = "a", **fields: Any) -> LLMClientConfig:
@@ -287,14 +284,14 @@ def test_the_role_chooses_the_account_and_names_its_models(server: WatchedServer
 
 
 def test_an_identical_call_is_served_from_the_cache_with_its_original_figures(
-    server: WatchedServer, disk_cache: None, tmp_path: Path
+    server: WatchedServer, tmp_path: Path
 ) -> None:
     accounts = [account(server, input_price=1.0, output_price=10.0)]
 
-    def run_once() -> tuple[str, dict[str, Any], UsageLog]:
-        usage = UsageLog(tmp_path / "usage.sqlite")
+    def run_once() -> tuple[str, dict[str, Any], AnswerStore]:
+        usage = AnswerStore(tmp_path / "answers.sqlite")
         with LLMDispatcher(accounts) as dispatcher, metered() as meter:
-            answer = ask(DispatcherLM(dispatcher, usage=usage))
+            answer = ask(DispatcherLM(dispatcher, answers=usage))
         return answer, meter.calls, usage
 
     first_answer, paid, first_log = run_once()
@@ -317,11 +314,11 @@ def test_an_identical_call_is_served_from_the_cache_with_its_original_figures(
 
 
 async def test_an_identical_coroutine_call_is_served_from_the_cache_too(
-    server: WatchedServer, disk_cache: None
+    server: WatchedServer,
 ) -> None:
-    usage = UsageLog(None)
+    usage = AnswerStore(None)
     dispatcher = LLMDispatcher([account(server)])
-    lm = DispatcherLM(dispatcher, usage=usage)
+    lm = DispatcherLM(dispatcher, answers=usage)
     with metered() as first:
         await ask_async(lm)
     with metered() as second:
@@ -338,11 +335,11 @@ async def test_an_identical_coroutine_call_is_served_from_the_cache_too(
     [({}, 1), ({"temperature": 0.5}, 2), ({"rollout_id": 1, "temperature": 1.0}, 2)],
 )
 def test_what_changes_a_request_asks_afresh(
-    server: WatchedServer, disk_cache: None, change: dict[str, Any], requests: int
+    server: WatchedServer, change: dict[str, Any], requests: int
 ) -> None:
-    usage = UsageLog(None)
+    usage = AnswerStore(None)
     with LLMDispatcher([account(server)]) as dispatcher:
-        lm = DispatcherLM(dispatcher, usage=usage)
+        lm = DispatcherLM(dispatcher, answers=usage)
         ask(lm)
         ask(lm.copy(**change))
     assert len(server.requests) == requests
@@ -369,11 +366,11 @@ def test_metered_sees_its_own_calls_and_nests(server: WatchedServer) -> None:
 
 
 def test_the_calls_of_evaluates_threads_are_in_the_logs_total(server: WatchedServer) -> None:
-    usage = UsageLog(None)
+    usage = AnswerStore(None)
     devset = [dspy.Example(question=q).with_inputs("question") for q in QUESTIONS]
     with LLMDispatcher([account(server)]) as dispatcher:
         evaluate = dspy.Evaluate(devset=devset, metric=lambda e, p: bool(p.answer), num_threads=4)
-        with dspy.context(lm=DispatcherLM(dispatcher, usage=usage, cache=False)):
+        with dspy.context(lm=DispatcherLM(dispatcher, answers=usage, cache=False)):
             score = evaluate(dspy.Predict(Question)).score
     assert score == 100.0
     assert usage.seen.total.calls == usage.seen.fresh == 16
@@ -387,19 +384,19 @@ def test_an_unreadable_answer_costs_a_second_call_and_both_are_counted(
         return echo(messages) if wants_json else "I would rather not."
 
     server.answer_with = only_json
-    usage = UsageLog(None)
+    usage = AnswerStore(None)
     with LLMDispatcher([account(server)]) as dispatcher, metered() as meter:
-        answer = ask(DispatcherLM(dispatcher, usage=usage, cache=False), QUESTIONS[0])
+        answer = ask(DispatcherLM(dispatcher, answers=usage, cache=False), QUESTIONS[0])
     assert answer == ANSWERS[0]
     assert len(server.requests) == meter.total.calls == usage.seen.total.calls == 2
 
 
 def test_a_request_sampled_several_times_is_counted_in_full(server: WatchedServer) -> None:
     """COPRO asks for n completions at once; each is a call of its own, and paid for."""
-    usage = UsageLog(None)
+    usage = AnswerStore(None)
     accounts = [account(server, input_price=1.0, output_price=1.0)]
     with LLMDispatcher(accounts) as dispatcher, metered() as meter:
-        lm = DispatcherLM(dispatcher, usage=usage, cache=False)
+        lm = DispatcherLM(dispatcher, answers=usage, cache=False)
         answers = lm("Explain joins?", n=3, temperature=1.0)
         paid = dispatcher.spend
     assert len(answers) == len(server.requests) == 3
@@ -408,16 +405,17 @@ def test_a_request_sampled_several_times_is_counted_in_full(server: WatchedServe
 
 
 def test_a_second_run_pays_nothing_and_reports_the_same(
-    server: WatchedServer, disk_cache: None, tmp_path: Path
+    server: WatchedServer, tmp_path: Path
 ) -> None:
     def run_once() -> dict[str, float]:
         accounts = [account(server, input_price=1.0, output_price=10.0)]
         with LanguageModels(accounts, data_dir=tmp_path) as models:
             for question in QUESTIONS[:4]:
                 ask(models.lm("student"), question)
-                ask(models.lm("judge"), question)
+                ask(models.lm("judge"), question)  # the same model: what the student was told
+                ask(models.lm("judge"), f"Was that so: {question}")
             assert not models.rehearsal
-            return models.usage.seen.total.as_dict()
+            return models.usage.as_dict()
 
     first = run_once()
     assert len(server.requests) == 8
@@ -429,35 +427,144 @@ def test_a_second_run_pays_nothing_and_reports_the_same(
     assert counts["requests"] == 8
 
 
-class Trap:
-    """Unpickled without care, it leaves a file behind."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.marker,)
+def test_no_pickle_is_written_or_read(server: WatchedServer, tmp_path: Path) -> None:
+    with LanguageModels([account(server)], data_dir=tmp_path) as models:
+        ask(models.lm("student"))
+    kept = {path.name.split("-")[0] for path in (tmp_path / "cache").rglob("*")}
+    assert kept == {"answers.sqlite"}
 
 
-def test_a_planted_cache_entry_is_not_executed(
-    server: WatchedServer, disk_cache: None, tmp_path: Path
+def test_samples_that_were_answered_are_not_asked_again_after_a_failure(
+    server: WatchedServer, tmp_path: Path
 ) -> None:
-    for planted in (False, True):
-        with LanguageModels([account(server)], data_dir=tmp_path) as models:
-            if planted:
-                for key in list(dspy.cache.disk_cache):
-                    dspy.cache.disk_cache[key] = Trap(tmp_path / "executed")
-            assert ask(models.lm("student"), QUESTIONS[0]) == ANSWERS[0]
-    assert len(server.requests) == 2  # what cannot be trusted is asked again
-    assert not (tmp_path / "executed").exists()
+    """Two of three samples are there when the run dies; the next run asks for the third only."""
+    server.fail = lambda n: refusal(400) if n == 3 else None
+    asked = {"n": 3, "temperature": 1.0}
+    with (
+        LanguageModels([account(server)], data_dir=tmp_path) as models,
+        pytest.raises(dspy_errors.LMInvalidRequestError),
+    ):
+        models.lm("student")("Explain joins?", **asked)
+    server.fail = lambda n: None
+    with LanguageModels([account(server)], data_dir=tmp_path) as models:
+        assert len(models.lm("student")("Explain joins?", **asked)) == 3
+        assert models.usage.calls == 3
+    assert len(server.requests) == 4
 
 
-def test_the_rehearsal_says_that_it_is_one(disk_cache: None, tmp_path: Path) -> None:
+def test_who_wants_the_same_at_once_waits_for_the_first(server: WatchedServer) -> None:
+    server.answer_with = slow_echo
+    answers = AnswerStore(None)
+    with LLMDispatcher([account(server)]) as dispatcher:
+        lm = DispatcherLM(dispatcher, answers=answers)
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(lambda _: ask(lm, QUESTIONS[0]), range(8)))
+    assert said == [ANSWERS[0]] * 8
+    assert len(server.requests) == answers.seen.fresh == 1
+    assert not answers.in_flight
+
+
+def test_when_the_first_fails_the_next_asks_for_itself(server: WatchedServer) -> None:
+    server.answer_with = slow_echo
+    server.fail = lambda n: refusal(400) if n == 1 else None
+    with LLMDispatcher([account(server)]) as dispatcher:
+        lm = DispatcherLM(dispatcher)
+
+        def attempt(_: int) -> str:
+            try:
+                return ask(lm, QUESTIONS[0])
+            except dspy_errors.LMInvalidRequestError:
+                return "refused"
+
+        with ThreadPoolExecutor(4) as pool:
+            said = sorted(pool.map(attempt, range(4)))
+    assert said == sorted(["refused", *[ANSWERS[0]] * 3])
+    assert len(server.requests) == 2
+
+
+# ---------------------------------------------------------------------- one model an item
+
+
+def two_models(server: WatchedServer, **fields: Any) -> list[LLMClientConfig]:
+    return [
+        account(server, "a", model="model-x", **fields),
+        account(server, "b", model="model-y", **fields),
+    ]
+
+
+def models_asked(server: WatchedServer) -> list[str]:
+    return [body["model"] for _, _, body in server.requests]
+
+
+def test_every_call_for_an_item_goes_to_the_same_model(server: WatchedServer) -> None:
+    with LLMDispatcher(two_models(server)) as dispatcher:
+        lm = DispatcherLM(dispatcher, cache=False)
+        for item in range(12):
+            with on_item(f"item {item}"):
+                for question in QUESTIONS[:3]:
+                    ask(lm, question)
+    asked = models_asked(server)
+    by_item = [set(asked[3 * item : 3 * item + 3]) for item in range(12)]
+    assert all(len(models) == 1 for models in by_item)
+    assert {model for models in by_item for model in models} == {"model-x", "model-y"}
+
+
+def test_an_item_without_its_model_goes_to_the_next(server: WatchedServer) -> None:
+    """A dead account: the run goes on, and every item whose model is alive stays where it was."""
+    pinned = {}
+    for dead in (None, "b"):
+        server.begin()
+        accounts = two_models(server)
+        if dead:
+            server.fail = lambda n: (
+                refusal(401) if models_asked(server)[n - 1] == "model-y" else None
+            )
+        with LLMDispatcher(accounts) as dispatcher:
+            lm = DispatcherLM(dispatcher, cache=False)
+            for item in range(12):
+                with on_item(f"item {item}"), metered() as meter:
+                    ask(lm)
+                [call] = meter.calls.values()
+                pinned.setdefault(item, []).append(call.model)
+    assert all(after == "model-x" for _, after in pinned.values())
+    assert {before for before, _ in pinned.values()} == {"model-x", "model-y"}
+
+
+def test_a_new_account_leaves_most_answers_where_they_are(
+    server: WatchedServer, tmp_path: Path
+) -> None:
+    def run(accounts: list[LLMClientConfig]) -> int:
+        before = len(server.requests)
+        with LanguageModels(accounts, data_dir=tmp_path) as models:
+            for item in range(20):
+                with on_item(f"item {item}"):
+                    ask(models.lm("student"), f"Explain pragma_{item}?")
+        return len(server.requests) - before
+
+    assert run(two_models(server)) == 20
+    assert run(two_models(server)) == 0
+    assert 0 < run([*two_models(server), account(server, "c", model="model-z")]) < 14
+
+
+# ---------------------------------------------------------------------- as many calls as allowed
+
+
+def test_no_more_calls_than_allowed(server: WatchedServer, tmp_path: Path) -> None:
+    with LanguageModels([account(server)], data_dir=tmp_path, max_calls=5) as models:
+        lm = models.lm("student")
+        with pytest.raises(StopRun, match="as many as --max-calls allows") as stopped:
+            for question in QUESTIONS:
+                ask(lm, question)
+    assert stopped.value.exit_code == BUDGET
+    assert len(server.requests) == 5
+
+
+def test_the_rehearsal_says_that_it_is_one(tmp_path: Path) -> None:
     with LanguageModels([rehearsal_account()], data_dir=tmp_path) as models:
         assert models.rehearsal
         assert ask(models.lm("student"), "Explain joins?").startswith("A rehearsed answer about")
-        assert models.usage.seen.total.cost == 0.0
-        assert models.usage.seen.total.seconds == 0.0
+        assert models.usage.cost == 0.0
+        assert models.usage.seconds == 0.0
 
 
 # ---------------------------------------------------------------------- failures

@@ -18,10 +18,10 @@ from dspy.utils import exceptions as dspy_errors
 from conftest import ROOT
 from custom_lm import DispatcherLM
 from question_optimizer import dispatcher as dispatcher_module
+from question_optimizer.answers import AnswerStore
 from question_optimizer.dispatcher import Lease, LLMClientConfig, LLMDispatcher
 from question_optimizer.errors import USAGE, StopRun
 from question_optimizer.failures import classify
-from question_optimizer.usage import UsageLog
 from question_optimizer.wire import ChatAnswer, ChatRequest, send
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -89,12 +89,12 @@ class Question(dspy.Signature):
     answer: str = dspy.OutputField()
 
 
-def through_call(dispatcher: LLMDispatcher, usage: UsageLog) -> list[str]:
+def through_call(dispatcher: LLMDispatcher, usage: AnswerStore) -> list[str]:
     return [answer.text for answer in asyncio.run(ask_all(dispatcher, ITEMS))]
 
 
-def through_coroutines(dispatcher: LLMDispatcher, usage: UsageLog) -> list[str]:
-    lm = DispatcherLM(dispatcher, usage=usage, cache=False)
+def through_coroutines(dispatcher: LLMDispatcher, usage: AnswerStore) -> list[str]:
+    lm = DispatcherLM(dispatcher, answers=usage, cache=False)
 
     async def one(item: int) -> str:
         return (await dspy.Predict(Question).acall(question=f"item-{item}")).answer
@@ -108,8 +108,8 @@ def through_coroutines(dispatcher: LLMDispatcher, usage: UsageLog) -> list[str]:
     return asyncio.run(main())
 
 
-def through_threads(dispatcher: LLMDispatcher, usage: UsageLog) -> list[str]:
-    lm = DispatcherLM(dispatcher, usage=usage, cache=False)
+def through_threads(dispatcher: LLMDispatcher, usage: AnswerStore) -> list[str]:
+    lm = DispatcherLM(dispatcher, answers=usage, cache=False)
 
     def one(item: int) -> str:
         with dspy.context(lm=lm):
@@ -119,7 +119,7 @@ def through_threads(dispatcher: LLMDispatcher, usage: UsageLog) -> list[str]:
         return list(threads.map(one, range(ITEMS)))
 
 
-Through = Callable[[LLMDispatcher, UsageLog], list[str]]
+Through = Callable[[LLMDispatcher, AnswerStore], list[str]]
 
 
 @pytest.mark.parametrize("through", [through_call, through_coroutines, through_threads])
@@ -138,7 +138,7 @@ def test_every_item_completes_once_though_a_fifth_of_all_calls_fail(
         account(server, key, transport=transport, timeout=0.6, **prices)
         for key in ("one", "two", "three", "dead")
     ]
-    usage = UsageLog(None)
+    usage = AnswerStore(None)
     with LLMDispatcher(accounts, seed=0) as dispatcher:
         answers = through(dispatcher, usage)
         seen, line, spend = dispatcher.snapshot(), dispatcher.live_line(), dispatcher.spend

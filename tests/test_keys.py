@@ -178,7 +178,7 @@ def test_the_script_tells_and_writes_no_key(
     names = assert_told_no_key(done, tmp_path)
     if fault == "well":
         assert (done.returncode, done.stdout) == (0, "4\n")
-        assert any(name.endswith("usage.sqlite") for name in names)
+        assert any(name.endswith("daily_request_log.json") for name in names)
     else:
         assert done.returncode == USAGE
         assert "Incorrect API key provided: ***" in done.stderr
@@ -348,7 +348,7 @@ def test_a_program_of_dspys_tells_and_writes_no_key(
     assert "RuntimeError: a bug of ours" in done.stderr
     assert "DEBUG:" in done.stderr
     assert "Incorrect API key provided: ***" in done.stderr
-    for ending in ("usage.sqlite", "daily_request_log.json", "program.json", "cache.db"):
+    for ending in ("answers.sqlite", "daily_request_log.json", "program.json"):
         assert any(name.endswith(ending) for name in names), ending
 
 
