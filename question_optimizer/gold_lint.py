@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from question_optimizer import files, gates, gold, splits
 from question_optimizer.hostile_text import one_line, printable, storable
 from question_optimizer.records import GoldItem, Split
-from question_optimizer.statistics import smallest_detectable, wins_needed
+from question_optimizer.statistics import ASSUMED_DEVIATION, smallest_detectable, wins_needed
 
 CODES = (
     "missing-field",
@@ -372,7 +372,7 @@ def _can_show(n: int) -> str:
         return f"{n} test items: too few to show any difference; about 40 are wanted"
     return (
         f"{n} test items: can show a difference of {smallest_detectable(n):.2f} in the score "
-        f"(80 % power) or {wins} wins of {n}"
+        f"(80 % power, if differences scatter by {ASSUMED_DEVIATION:g}) or {wins} wins of {n}"
     )
 
 

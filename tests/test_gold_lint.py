@@ -46,7 +46,8 @@ def test_the_gold_set_of_the_sample_is_clean(sample: Rows) -> None:
     assert report.findings == []
     assert render(report) == (
         "73 items (22 train, 22 dev, 29 test): 0 errors, 0 warnings\n"
-        "29 test items: can show a difference of 0.13 in the score (80 % power) or 21 wins of 29"
+        "29 test items: can show a difference of 0.13 in the score "
+        "(80 % power, if differences scatter by 0.25) or 21 wins of 29"
     )
 
 
@@ -270,7 +271,8 @@ def test_a_set_of_another_tool_is_sized_as_later_phases_split_it(tmp_path: Path)
     assert report.findings == []
     assert report.sizes == {"train": 30, "dev": 30, "test": 40}
     assert report.can_show == (
-        "40 test items: can show a difference of 0.11 in the score (80 % power) or 27 wins of 40"
+        "40 test items: can show a difference of 0.11 in the score "
+        "(80 % power, if differences scatter by 0.25) or 27 wins of 40"
     )
     path = tmp_path / "gold_dataset.json"
     path.write_text(json.dumps(rows))
