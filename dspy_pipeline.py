@@ -14,15 +14,16 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
 from dspy_signatures import AnalyzeQueryRelevance, GenerateFinalQuery
 from question_optimizer import files
-from question_optimizer.errors import UserError
+from question_optimizer.errors import UserError, reason_of
 from question_optimizer.hostile_text import promptable
 
+Program = TypeVar("Program", bound=dspy.Module)
 _MADE_BY = "optimize_pipeline.py"
 
 
@@ -96,15 +97,41 @@ def pipeline_state(program: dspy.Module) -> str:
 
 def load_pipeline(path: Path) -> SyntheticQuestionPipeline:
     """The optimised pipeline; UserError if unfinished, foreign, or made for other fields."""
+    return load_program(path, SyntheticQuestionPipeline())
+
+
+def load_program(path: Path, program: Program) -> Program:
+    """`program` with the state saved at `path`; UserError as for `load_pipeline`."""
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; run {_MADE_BY} first")
+    if not files.meta_path(path).is_file():
+        raise UserError(
+            f"{path}: unfinished, {files.meta_path(path).name} is missing; copy both files, or "
+            f"rerun {_MADE_BY}"
+        )
     meta = files.read_meta(path, made_by=_MADE_BY)
     state = files.read_json(path, made_by=_MADE_BY)
-    if meta.get("output", {}).get("sha256") != files.sha256(path):
+    output, saved = meta.get("output"), meta.get("signature")
+    if not isinstance(output, dict) or not isinstance(saved, dict):
+        raise UserError(f"{files.meta_path(path)}: damaged; restore it or rerun {_MADE_BY}")
+    if output.get("sha256") != files.sha256(path):
         raise UserError(f"{path}: changed since it was made; restore it or rerun {_MADE_BY}")
-    pipeline = SyntheticQuestionPipeline()
-    _check_fields(path, meta.get("signature", {}), fingerprint(pipeline))
-    _check_state(path, state, pipeline)
-    pipeline.load_state({name: state[name] for name in fingerprint(pipeline)})
-    return pipeline
+    if saved and not {*saved} & {*fingerprint(program)}:
+        raise UserError(
+            f"{path}: holds {', '.join(map(repr, sorted(saved)))}, not "
+            f"{', '.join(map(repr, fingerprint(program)))}: a program of another kind (a pipeline "
+            "belongs to --program, a judge to --judge)"
+        )
+    _check_fields(path, saved, fingerprint(program))
+    _check_state(path, state, program)
+    try:
+        program.load_state({name: state[name] for name in fingerprint(program)})
+        fingerprint(program)
+        for _, predictor in program.named_predictors():
+            list(map(dict, predictor.demos))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({reason_of(error)}); rerun {_MADE_BY}") from error
+    return program
 
 
 def _check_fields(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -139,7 +166,8 @@ def _check_state(path: Path, state: Any, pipeline: dspy.Module) -> None:
     expected = pipeline.dump_state()
     if not isinstance(state, dict) or {*state} - {"metadata"} != {*expected}:
         raise UserError(
-            f"{path}: not a saved pipeline (predictors {', '.join(expected)}); rerun {_MADE_BY}"
+            f"{path}: not a saved program of this kind (predictors {', '.join(expected)}); "
+            f"rerun {_MADE_BY}"
         )
     for name, known in expected.items():
         saved = state[name]

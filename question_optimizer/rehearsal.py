@@ -179,29 +179,32 @@ def _skill(prompt: _Prompt) -> float:
     asked = prompt.instructions.lower()
     cues = int(any(cue in asked for cue in ("self-contained", "stand alone", "on its own")))
     cues += any(cue in asked for cue in ("specific", "distinctive", "precise"))
+    advised = "at least three distinctive terms" in asked  # how to do it says more than that
     shown = [
         _criteria(demo.get("chunk_text", ""), "", demo["query"])
         for demo in prompt.demos
         if demo.get("query")
     ]
     good = sum(min(scores.values()) >= 3 for scores in shown)
-    return min(1.0, 0.3 + 0.15 * cues + 0.2 * min(good, 3) - 0.1 * (len(shown) - good))
+    earned = 0.15 * cues + 0.2 * advised + 0.2 * min(good, 3) - 0.1 * (len(shown) - good)
+    return min(1.0, 0.3 + earned)
 
 
-def _criteria(chunk: str, persona: str, question: str) -> dict[str, int]:
-    """The rubric's scores, 1 to 5, by rule."""
+def _criteria(chunk: str, persona: str, question: str, *, strict: bool = False) -> dict[str, int]:
+    """The rubric's scores, 1 to 5, by rule; `strict` wants other words than the chunk's as well."""
     asked = [w.lower() for w in _WORD.findall(question) if w.lower() not in _STOPWORDS]
     there = {w.lower() for w in _WORD.findall(chunk)}
     found = sum(word in there for word in set(asked))
     words = question.split()
     keywords = "?" not in question and 2 <= len(words) <= 8
     sentence = question.rstrip().endswith("?") and question.count("?") == 1 and len(words) >= 5
+    parroted = strict and found == len(set(asked))
     voice = {w.lower() for w in _WORD.findall(persona)} & set(asked)
     return {
         "answerable": 1 + round(4 * found / max(1, len(set(asked)))) if asked else 1,
         "self_contained": 1 if _SELF_REFERENCE.search(question) else 5,
         "specific": (1, 2, 3, 5)[min(3, found)],
-        "fits_persona": 5 if voice or found >= 3 else 4 if found else 2,
+        "fits_persona": 1 if parroted else 5 if voice or found >= 3 else 4 if found else 2,
         "well_formed": 5 if keywords or (sentence and not question.startswith("Tell me")) else 2,
     }
 
@@ -240,23 +243,47 @@ def _persona_choice(prompt: _Prompt) -> str:
     return max(shared, key=lambda i: shared[i]) if any(shared.values()) else "none"
 
 
+def _scores(prompt: _Prompt, question: str) -> dict[str, int]:
+    """What the rules give a question; instructions that ask to be strict are followed."""
+    chunk, persona = (prompt.inputs.get(name, "") for name in ("chunk_text", "persona_description"))
+    return _criteria(chunk, persona, question, strict=_STRICT in prompt.instructions)
+
+
 def _judged(prompt: _Prompt, criterion: str) -> str:
-    scores = _criteria(
-        prompt.inputs.get("chunk_text", ""),
-        prompt.inputs.get("persona_description", ""),
-        prompt.inputs.get("question", ""),
-    )
-    return str(scores[criterion])
+    return str(_scores(prompt, prompt.inputs.get("question", ""))[criterion])
 
 
 def _reason(prompt: _Prompt) -> str:
-    question = prompt.inputs.get("question", "")
+    if "query_a" in prompt.inputs:
+        return _compared(prompt)
     faults = [
         name.replace("_", " ")
-        for name, score in _criteria(prompt.inputs.get("chunk_text", ""), "", question).items()
+        for name, score in _scores(prompt, prompt.inputs.get("question", "")).items()
         if score < 4
     ]
     return f"Weak: {', '.join(faults)}." if faults else "No weakness by the rehearsal's rules."
+
+
+def _preferred(prompt: _Prompt) -> str:
+    """A, B or tie, by the sum of the same rules; which comes first counts for nothing."""
+    a, b = (
+        sum(_scores(prompt, prompt.inputs.get(name, "")).values())
+        for name in ("query_a", "query_b")
+    )
+    return "tie" if a == b else "A" if a > b else "B"
+
+
+def _compared(prompt: _Prompt) -> str:
+    better = _preferred(prompt)
+    if better == "tie":
+        return "Neither is better by the rehearsal's rules."
+    a, b = (_scores(prompt, prompt.inputs.get(name, "")) for name in ("query_a", "query_b"))
+    ahead, behind = (a, b) if better == "A" else (b, a)
+    points = [name.replace("_", " ") for name in ahead if ahead[name] > behind[name]]
+    return f"Query {better} is ahead by the rehearsal's rules: {', '.join(points)}."
+
+
+_STRICT = "Be strict on fits_persona"
 
 
 def _better_instruction(current: str) -> str:
@@ -264,6 +291,8 @@ def _better_instruction(current: str) -> str:
         "Make every question self-contained: name its subject, never 'this section'. "
         "Be specific: use at least three distinctive terms of the chunk."
     )
+    if re.match(r"\W*(?:judge|decide which)\b", current, re.I):
+        advice = f"{_STRICT}: give 1 to a query that only strings the chunk's own words together."
     return f"{' '.join(current.split())} {advice}".strip() if advice not in current else current
 
 
@@ -279,6 +308,7 @@ _WRITERS: dict[str, Callable[[_Prompt], str]] = {
     "suggestions": _suggestions,
     "persona_choice": _persona_choice,
     "reason": _reason,
+    "better": _preferred,
     "module_advice": lambda p: json.dumps(
         {
             name: _better_instruction("")

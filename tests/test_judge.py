@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dspy
 import pytest
 from dspy import lm15
+from dspy.utils.exceptions import AdapterParseError
 
+from conftest import LLMServer
+from custom_lm import DispatcherLM
+from question_optimizer import rehearsal
+from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.errors import StopRun
+from question_optimizer.gates import GateFailure
 from question_optimizer.programs.judge import (
     CRITERIA,
+    NO_REFERENCE,
     Judgement,
     JudgeQuestion,
     LLMMetric,
+    NoAnswer,
     QuestionJudge,
     Unjudged,
+    answered,
 )
-from question_optimizer.programs.runs import Arm, examples_of
-from question_optimizer.records import GoldItem
+from question_optimizer.providers import LLMClientConfig
 from test_records import ScriptedLM, fields
 
 GOLD = dspy.Example(
@@ -106,14 +114,28 @@ def test_the_passing_score_can_be_set() -> None:
     assert llm_metric(GOLD, ASKED, trace=[]) is False
 
 
+ADVICE = (
+    "names its subject. Scored low: specific 3 of 5 (wanted: would find this chunk rather than its "
+    "neighbours). As an example of the level, for the same chunk a person chose: "
+    "'What ends the growth of the WAL file?'."
+)
+
+
 @pytest.mark.parametrize("trace", [None, []])
 def test_for_a_named_predictor_it_gives_score_and_feedback(trace: Any) -> None:
     llm_metric = LLMMetric(QuestionJudge(), ScriptedLM(GOOD))
     told = llm_metric(GOLD, ASKED, trace, "generator", [("generator", {}, {})])
     assert isinstance(told, dspy.Prediction)
-    assert (told.score, told.feedback) == (0.8, "names its subject")
+    assert (told.score, told.feedback) == (0.8, ADVICE)
     by_name = llm_metric(GOLD, ASKED, trace=trace, pred_name="generator", pred_trace=None)
-    assert (by_name.score, by_name.feedback) == (0.8, "names its subject")
+    assert (by_name.score, by_name.feedback) == (0.8, ADVICE)
+
+
+def test_without_a_chosen_question_the_judge_is_told_so() -> None:
+    lm = ScriptedLM(GOOD)
+    LLMMetric(QuestionJudge(), lm)(dspy.Example(**{**GOLD, "gold_question": ""}), ASKED)
+    (message,) = lm.sent()
+    assert f"[[ ## reference_question ## ]]\n{NO_REFERENCE}\n" in message
 
 
 @pytest.mark.parametrize(
@@ -132,9 +154,64 @@ def test_no_question_scores_zero_without_a_call(prediction: dspy.Prediction | No
     assert llm_metric(GOLD, prediction) == 0.0
     assert not isinstance(llm_metric(GOLD, prediction), Unjudged)
     assert llm_metric(GOLD, prediction, trace=[]) is False
-    assert llm_metric(GOLD, prediction, None, "generator").feedback == "No question was written."
+    told = llm_metric(GOLD, prediction, None, "generator").feedback
+    assert told.startswith("No question was written. As an example of the level")
+    assert [failure.gate for failure in llm_metric.judge(GOLD, prediction).gates] == ["empty"]
     assert lm.requests == []
     assert llm_metric.failures == []
+
+
+# ---------------------------------------------------------------------- gates
+
+
+def served(server: LLMServer, **more: Any) -> LLMDispatcher:
+    """A dispatcher over the server, as a phase has it."""
+    account = LLMClientConfig(
+        "local", "m", base_url=f"{server.url}/v1", api_key="sk-local", concurrency=4, **more
+    )
+    return LLMDispatcher([account])
+
+
+@pytest.mark.parametrize(
+    ("query", "query_format", "gate"),
+    [
+        ("What does this section say about the WAL file?", None, "refers_outside"),
+        ("Sure! Here is a question: when does it end?", None, "preamble"),
+        ("growth of the WAL file", "formal question", "format"),
+        ("", None, "empty"),
+    ],
+)
+def test_what_a_gate_refuses_never_reaches_the_judge(
+    llm_server: Callable[..., LLMServer], query: str, query_format: str | None, gate: str
+) -> None:
+    server = llm_server(rehearsal.answer)
+    with served(server) as dispatcher:
+        llm_metric = LLMMetric(QuestionJudge(), DispatcherLM(dispatcher))
+        prediction = dspy.Prediction(query=query, query_format=query_format)
+        judged = llm_metric.judge(GOLD, prediction)
+        assert isinstance(judged, Judgement)
+        assert (judged.value, judged.criteria) == (0.0, {})
+        assert gate in [failure.gate for failure in judged.gates]
+        assert llm_metric.gated[gate] == 1
+        assert not llm_metric.passes(judged)
+        assert server.requests == []
+        assert isinstance(llm_metric.judge(GOLD, ASKED), Judgement)
+        assert len(server.requests) == 1
+    assert (llm_metric.judgements, llm_metric.failures) == (2, [])
+
+
+def test_a_refusal_tells_an_instruction_writer_which_gate_and_why() -> None:
+    llm_metric = LLMMetric(QuestionJudge(), ScriptedLM(GOOD))
+    prediction = dspy.Prediction(query="What does this section say about the WAL file?")
+    [failure] = llm_metric.judge(GOLD, prediction).gates
+    assert isinstance(failure, GateFailure)
+    told = llm_metric(GOLD, prediction, None, "generator", None)
+    assert told.score == 0.0
+    assert told.feedback.startswith(
+        "Refused by a fixed check before any judge saw it (refers_outside: "
+    )
+    assert failure.reason in told.feedback
+    assert told.feedback.endswith("a person chose: 'What ends the growth of the WAL file?'.")
 
 
 def test_every_question_is_counted_and_told_to_the_progress() -> None:
@@ -236,67 +313,73 @@ def test_an_unjudged_question_is_no_example_and_tells_its_reason() -> None:
     llm_metric = LLMMetric(QuestionJudge(), ScriptedLM(UNREADABLE))
     assert llm_metric(GOLD, ASKED, trace=[]) is False
     told = llm_metric(GOLD, ASKED, None, "generator", None)
-    assert told.feedback == UNREAD
+    assert told.feedback == f"This item could not be judged ({UNREAD}). Ignore it; " + (
+        "its score is made up."
+    )
+
+
+def test_an_unjudged_question_counts_as_the_stand_in_and_not_as_bad() -> None:
+    llm_metric = LLMMetric(QuestionJudge(), ScriptedLM(UNREADABLE))
+    assert float(llm_metric(GOLD, ASKED)) == 0.0
+    llm_metric.stand_in = 0.625
+    unjudged = llm_metric(GOLD, ASKED)
+    assert isinstance(unjudged, Unjudged)
+    assert (float(unjudged), unjudged.reason) == (0.625, UNREAD)
+    told = llm_metric(GOLD, ASKED, None, "generator", None)
+    assert told.score == 0.625
+    assert isinstance(told.score, Unjudged)
+
+
+def test_a_prediction_that_failed_is_unjudged_with_its_error() -> None:
+    lm = ScriptedLM(GOOD)
+    llm_metric = LLMMetric(QuestionJudge(), lm)
+    judged = llm_metric(GOLD, dspy.Prediction(query=None, error="the writer was out"))
+    assert isinstance(judged, Unjudged)
+    assert judged.reason == "the writer was out"
+    assert llm_metric.failures == ["the writer was out"]
+    assert lm.requests == []
+
+
+# ---------------------------------------------------------------------- fresh attempts
+
+
+def test_answers_that_are_only_replayed_do_not_use_up_attempts(
+    llm_server: Callable[..., LLMServer],
+) -> None:
+    """A run that failed on three unreadable answers asks anew when it is run again."""
+    healthy = False
+    server = llm_server(lambda m: rehearsal.answer(m) if healthy else UNREADABLE)
+    with served(server) as dispatcher:
+        lm = DispatcherLM(dispatcher)  # remembers answers, good and bad
+        llm_metric = LLMMetric(QuestionJudge(), lm)
+        assert isinstance(llm_metric.judge(GOLD, ASKED), Unjudged)
+        asked = len(server.requests)
+        healthy = True
+        assert isinstance(llm_metric.judge(GOLD, ASKED), Judgement)
+        assert len(server.requests) == asked + 1
+        assert isinstance(llm_metric.judge(GOLD, ASKED), Judgement)
+        assert len(server.requests) == asked + 1
+
+
+def test_no_answer_says_whether_it_was_unreadable_or_never_came() -> None:
+    def ask(error: Exception) -> Callable[[dict[str, Any]], None]:
+        def fail(config: dict[str, Any]) -> None:
+            raise error
+
+        return fail
+
+    with pytest.raises(NoAnswer, match="OSError: no route") as unreached:
+        answered(ask(OSError("no route")))
+    assert unreached.value.unreadable is False
+    with pytest.raises(NoAnswer, match=UNREAD) as unread:
+        answered(ask(AdapterParseError("Chat", JudgeQuestion, "x")))
+    assert unread.value.unreadable is True
 
 
 @pytest.mark.parametrize(
     "again", [copy.copy, copy.deepcopy, lambda u: pickle.loads(pickle.dumps(u))]
 )
 def test_unjudged_keeps_its_reason_when_copied(again) -> None:
-    copied = again(Unjudged("the judge was out"))
+    copied = again(Unjudged("the judge was out", 0.5))
     assert isinstance(copied, Unjudged)
-    assert copied.reason == "the judge was out"
-
-
-# ---------------------------------------------------------------------- through dspy.Evaluate
-
-
-class Writer(dspy.Module):
-    """Writes the chunk back as a question; fails as `fail` says."""
-
-    def __init__(self, fail: Exception | None = None):
-        super().__init__()
-        self.fail = fail
-
-    def forward(self, chunk_text: str, persona_description: str) -> dspy.Prediction:
-        if self.fail and "bad" in chunk_text:
-            raise self.fail
-        return dspy.Prediction(query=f"What of {chunk_text}?")
-
-
-def evaluated(writer: Writer, lm: dspy.LM) -> dict[str, dict[str, Any]]:
-    items = [
-        GoldItem(chunk_text=text, persona_description="p", gold_question="g?", chunk_id=text)
-        for text in ("good", "bad")
-    ]
-    examples = examples_of(items)
-    arm = Arm("original", writer, LLMMetric(QuestionJudge(), lm))
-    dspy.Evaluate(devset=examples, metric=arm.metric, num_threads=1, display_progress=False)(arm)
-    return {chunk_id: row for (chunk_id, _), row in arm.rows.items()}
-
-
-def test_every_item_gets_a_row_with_score_and_reason() -> None:
-    rows = evaluated(Writer(), ScriptedLM(GOOD))
-    assert rows.keys() == {"good", "bad"}
-    for row in rows.values():
-        assert (row["score"], row["feedback"], row["error"]) == (0.8, "names its subject", "")
-    assert rows["good"]["question"] == "What of good?"
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [(ValueError("no such field"), "ValueError: no such field"), (TimeoutError(), "TimeoutError")],
-)
-def test_an_item_that_fails_is_a_row_with_a_reason_and_no_score(
-    error: Exception, reason: str
-) -> None:
-    rows = evaluated(Writer(error), ScriptedLM(GOOD))
-    assert rows["good"]["score"] == 0.8
-    assert rows["bad"]["score"] is None
-    assert rows["bad"]["error"].startswith(reason)
-
-
-def test_an_item_that_cannot_be_judged_is_a_row_with_a_reason_and_no_score() -> None:
-    rows = evaluated(Writer(), ScriptedLM(UNREADABLE))
-    assert [row["score"] for row in rows.values()] == [None, None]
-    assert {row["error"] for row in rows.values()} == {UNREAD}
+    assert (copied.reason, float(copied)) == ("the judge was out", 0.5)

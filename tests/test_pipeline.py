@@ -17,6 +17,7 @@ from dspy_pipeline import SyntheticQuestionPipeline, fingerprint, load_pipeline,
 from dspy_signatures import AnalyzeQueryRelevance, GenerateFinalQuery
 from question_optimizer import files
 from question_optimizer.errors import UserError
+from question_optimizer.programs.adapter import CachedPromptAdapter
 from question_optimizer.records import QueryFormat, QueryType
 
 
@@ -267,3 +268,11 @@ def test_the_script_prints_the_rendered_prompts_of_both_steps() -> None:
         "formal question",
     ):
         assert text in done.stdout
+
+
+def test_prompts_rendered_once_are_the_same_to_the_letter() -> None:
+    inputs = {"chunk_text": "A [[ chunk", "persona_description": "who"}
+    cached, plain = CachedPromptAdapter(), dspy.ChatAdapter()
+    changed = AnalyzeQueryRelevance.with_instructions("Do otherwise.")
+    for signature in (AnalyzeQueryRelevance, changed, AnalyzeQueryRelevance):
+        assert cached.format(signature, [], inputs) == plain.format(signature, [], inputs)

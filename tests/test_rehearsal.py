@@ -45,6 +45,7 @@ from question_optimizer.programs.judge import (
     LLMMetric,
     QuestionJudge,
 )
+from question_optimizer.programs.pairwise import ComparePair, Preference
 from question_optimizer.programs.suggester import QuestionSuggester, SuggestQuestions
 from question_optimizer.providers import rehearsal_account
 from question_optimizer.qdrant_folder import QdrantFolder
@@ -129,6 +130,11 @@ OUR_SIGNATURES = {
         JudgeQuestion,
         {**JUDGED, "question": GOOD_QUESTION},
         {"reason": text, **dict.fromkeys(CRITERIA, score)},
+    ),
+    "compare": (
+        ComparePair,
+        {**GIVEN, "query_a": SELF_REFERENCE, "query_b": GOOD_QUESTION},
+        {"reason": text, "better": lambda value: type(value) is Preference and value == "B"},
     ),
     "suggest": (
         SuggestQuestions,
@@ -410,6 +416,52 @@ def test_the_judge_finds_what_its_rules_call_weak(
         assert verdict.reason == "No weakness by the rehearsal's rules."
     for name in weak:
         assert name.replace("_", " ") in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("query_a", "query_b", "better", "reason"),
+    [
+        (GOOD_QUESTION, SELF_REFERENCE, "A", "Query A is ahead by the rehearsal's rules: "),
+        (SELF_REFERENCE, GOOD_QUESTION, "B", "Query B is ahead by the rehearsal's rules: "),
+        (GOOD_QUESTION, GOOD_QUESTION, "tie", "Neither is better by the rehearsal's rules."),
+    ],
+)
+def test_it_compares_by_the_same_rules_whichever_comes_first(
+    lm: DispatcherLM, query_a: str, query_b: str, better: str, reason: str
+) -> None:
+    with dspy.context(lm=lm):
+        verdict = dspy.Predict(ComparePair)(**GIVEN, query_a=query_a, query_b=query_b)
+    assert verdict.better == better
+    assert verdict.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("signature", [JudgeQuestion, ComparePair])
+def test_a_judges_instruction_is_improved_by_advice_for_judges(
+    lm: DispatcherLM, signature: type[dspy.Signature]
+) -> None:
+    with dspy.context(lm=lm):
+        proposal = dspy.Predict(BasicGenerateInstruction)(basic_instruction=signature.instructions)
+    improved_ = proposal.proposed_instruction
+    assert "Be strict on fits_persona" in improved_
+    assert "Make every question self-contained" not in improved_
+
+
+def test_the_judge_follows_the_advice_for_judges(lm: DispatcherLM) -> None:
+    strings_words_together = "What does SQLITE_BUSY do to sqlite3_step when busy is involved?"
+    judge = QuestionJudge()
+    scores = []
+    for advice in ("", " Be strict on fits_persona."):
+        judge.judge.signature = judge.judge.signature.with_instructions(
+            JudgeQuestion.instructions + advice
+        )
+        with dspy.context(lm=lm):
+            verdicts = [
+                judge(**JUDGED, question=question)
+                for question in (strings_words_together, "How long may my program wait for a lock?")
+            ]
+        scores.append([verdict.fits_persona for verdict in verdicts])
+    assert scores[0][0] == 5 and scores[1][0] == 1
+    assert scores[0][1] == scores[1][1]
 
 
 def test_suggestions_are_distinct_and_of_both_formats(lm: DispatcherLM, chunks: list[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import io
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import dspy
@@ -16,10 +16,11 @@ from question_optimizer import files
 from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.errors import reason_of
 from question_optimizer.hostile_text import promptable
-from question_optimizer.programs.judge import LLMMetric, Unjudged
+from question_optimizer.pinning import on_item
 from question_optimizer.records import GoldItem
 from question_optimizer.usage import metered
 
+S = TypeVar("S")
 T = TypeVar("T")
 _MOST_THREADS = 64
 _CALLS_PER_ITEM = 3  # analyse, write, judge
@@ -41,85 +42,93 @@ def examples_of(items: Sequence[GoldItem]) -> list[dspy.Example]:
     ]
 
 
-def threads_for(dispatcher: LLMDispatcher) -> int:
+def chunk_digest(text: str) -> str:
+    """What a chunk's text is known by in a program's meta file: did the program see it?"""
+    return files.digest(promptable(text))[:16]
+
+
+def item_id(inputs: Mapping[str, Any]) -> str:
+    """What an item's model is chosen by: the program's inputs, which every arm gets alike."""
+    return files.digest(sorted((name, str(value)) for name, value in inputs.items()))
+
+
+def pinned(metric: Callable[..., T]) -> Callable[..., T]:
+    """`metric`, with all calls for one example going to the same of the judge's models."""
+
+    def judged(
+        gold: dspy.Example,
+        pred: Any,
+        trace: Any = None,
+        pred_name: str | None = None,
+        pred_trace: Any = None,
+    ) -> T:
+        with on_item(item_id(gold.inputs().toDict())):
+            return metric(gold, pred, trace, pred_name, pred_trace)
+
+    return judged
+
+
+def threads_for(dispatcher: LLMDispatcher, roles: Iterable[Any] = ("student", "judge")) -> int:
     """How many items to run at once: what the accounts can serve, and no more.
 
     `dspy.Evaluate` submits an item again that takes longer than 120 s, so an item's calls must not
     queue longer than about a minute.
     """
-    slots = min(dispatcher.slots(role) for role in ("student", "judge"))
-    in_a_minute = min(dispatcher.calls_per_minute(role) for role in ("student", "judge"))
+    roles = list(roles)
+    slots = min(dispatcher.slots(role) for role in roles)
+    in_a_minute = min(dispatcher.calls_per_minute(role) for role in roles)
     return int(max(1, min(_MOST_THREADS, slots, in_a_minute / _CALLS_PER_ITEM)))
 
 
-class Arm(dspy.Module):
-    """One program under evaluation: runs it and keeps a row an item, failures with their reason.
+def in_threads(work: Callable[[S], T], items: Sequence[S], *, threads: int) -> list[T]:
+    """[work(item) for item in items], several at once; DSPy's settings hold inside.
 
-    `dspy.Evaluate` turns an exception into a score of zero and an empty prediction. Here it
-    becomes a row without a score.
+    The first exception ends it: what has not begun does not, and the exception is raised.
     """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="items")
+    try:
+        futures = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed = next((f for f in futures if f.done() and f.exception() is not None), None)
+        if failed is not None:
+            failed.result()
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
-    def __init__(self, name: str, program: dspy.Module, llm_metric: LLMMetric):
-        super().__init__()
-        self.name = name
-        self.program = program
-        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
-        self._llm_metric = llm_metric
 
-    def forward(self, **inputs: str) -> dspy.Prediction:
-        """The program's prediction with `usage`; with `error` and no `query` where it failed."""
-        with metered() as meter:
-            prediction = _attempted(self.program, inputs)
-        return dspy.Prediction(**{**prediction, "usage": meter.total})
-
-    def metric(self, gold: dspy.Example, prediction: dspy.Prediction) -> float:
-        """Score for DSPy's own mean; what counts is the row it leaves in `rows`."""
-        usage = prediction.usage
-        row: dict[str, Any] = {
-            "item": files.digest([gold.chunk_id, gold.gold_question])[:16],
-            "arm": self.name,
-            "chunk_id": gold.chunk_id,
-            "score": None,
-            "criteria": {},
-            "feedback": "",
-            "question": prediction.get("query"),
-            "query_type": prediction.get("query_type"),
-            "query_format": prediction.get("query_format"),
-            "gold_question": gold.gold_question,
-            "chunk_text": gold.chunk_text,
-            "tokens": usage.input_tokens + usage.output_tokens,
-            "latency_seconds": round(usage.seconds, 3),
-            "cost": round(usage.cost, 8),
-            "error": "",
-        }
-        self.rows[gold.chunk_id, gold.gold_question] = row
-        judged = self._llm_metric.judge(gold, prediction)
-        if isinstance(judged, Unjudged):
-            row["error"] = judged.reason
-            return 0.0
-        row |= {"score": judged.value, "criteria": judged.criteria, "feedback": judged.feedback}
-        return judged.value
+def ask_program(program: dspy.Module, item: GoldItem) -> tuple[dspy.Prediction, Any]:
+    """(what `program` writes for the item, the usage of the calls). See `recording_failures`."""
+    [example] = examples_of([item])
+    inputs = example.inputs().toDict()
+    with on_item(item_id(inputs)), metered() as meter:
+        return _attempted(program, inputs), meter
 
 
 def recording_failures(program: type[dspy.Module]) -> type[dspy.Module]:
-    """`program` with failed runs as predictions that carry their `error`.
+    """`program` with failed runs as predictions, and each item's calls on one model.
 
-    Inside an optimiser an exception becomes a score of zero. A prediction with an `error` is
-    `Unjudged` by `LLMMetric` instead, and can be left out.
+    Inside an optimiser an exception becomes a score of zero. A call that failed becomes a
+    prediction with an `error`, which `LLMMetric` takes for `Unjudged`: an outage is nobody's fault.
+    An answer that cannot be read is the prompt's, and a prediction without a `query`.
     """
 
     class Recording(program):  # type: ignore[misc,valid-type]
-        def forward(self, **inputs: str) -> dspy.Prediction:
-            return _attempted(super().forward, inputs)
+        def forward(self, **inputs: Any) -> dspy.Prediction:
+            with on_item(item_id(inputs)):
+                return _attempted(super().forward, inputs)
 
+    # MIPROv2 and SIMBA show the program's source to the model that is to improve it.
+    Recording.__name__ = Recording.__qualname__ = program.__name__
+    Recording.__module__ = program.__module__
     return Recording
 
 
-def _attempted(run: Callable[..., dspy.Prediction], inputs: dict[str, str]) -> dspy.Prediction:
+def _attempted(run: Callable[..., dspy.Prediction], inputs: Mapping[str, Any]) -> dspy.Prediction:
     try:
         return run(**inputs)
     except AdapterParseError:
-        return dspy.Prediction(query=None, error="the answer could not be read")
+        return dspy.Prediction(query=None)
     except Exception as error:  # this item's failure is data, not the run's end
         return dspy.Prediction(query=None, error=reason_of(error))
 
