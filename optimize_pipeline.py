@@ -1,261 +1,439 @@
-"""Phase 4 of 5 · Optimise: find the demonstrations that make the pipeline write better questions.
+"""Phase 4 of 5 · Optimise: find the instructions and demonstrations that write better questions.
 
-DSPy's BootstrapFewShotWithRandomSearch: a teacher writes questions for the train split, those the
-judge passes become demonstrations, and the candidate that scores best on the dev split is kept.
-The test split is never looked at.
+One of DSPy's optimisers proposes programs by the train split, the judge scores them on the dev
+split, and the best is kept. The test split is never looked at. First the judge itself is checked
+against the person's picks: with one that is no better than chance nothing is optimised.
 
     python optimize_pipeline.py --dry-run
-    python optimize_pipeline.py
+    python optimize_pipeline.py --optimizer gepa --preset light
+    python optimize_pipeline.py --target judge
 
 Reads   data/gold_dataset.json, llm_providers.toml
-Writes  data/optimized_pipeline.json
+Writes  data/optimized_pipeline.json, or data/optimized_judge.json; data/judge_check.json
 Next    python evaluate_pipeline.py
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer.cli import (
     Progress,
-    count,
     dry_run_line,
     finish_on_interrupt,
     phase_parser,
+    positive,
     run,
     share,
 )
-from question_optimizer.errors import FAILED_ITEMS, StopRun
+from question_optimizer.errors import FAILED_ITEMS, NO_GO, StopRun, UserError
 
 if TYPE_CHECKING:
-    import dspy
-
     from config import Settings
     from custom_lm import LanguageModels
-    from question_optimizer.gold import GoldSet
-    from question_optimizer.programs.judge import LLMMetric
+    from question_optimizer.programs.search import Choice, Plan
+    from question_optimizer.programs.trust import Judge
     from question_optimizer.providers import LLMClientConfig
+    from question_optimizer.records import GoldItem
 
-OUTPUT = "optimized_pipeline.json"
-MAX_UNJUDGED = 0.05  # more failed judgements than this and the choice would rest on what is missing
+FORMER = "programs"  # where replaced programs are kept, in the data dir
+LOCK = "optimize.lock"
+MOST_SHOWN = 8  # candidates
+OUTPUTS = {"pipeline": "optimized_pipeline.json", "judge": "optimized_judge.json"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    from question_optimizer import optimizer_arguments as known
+
     parser = phase_parser(__doc__, calls_llm=True)
-    search = parser.add_argument_group("search (DSPy's names)")
+    search = parser.add_argument_group("search")
     search.add_argument(
-        "--max-bootstrapped-demos",
-        type=count,
-        default=2,
-        metavar="N",
-        help="per predictor (default: 2)",
+        "--optimizer", choices=known.NAMES, default="bootstrap", help="(default: bootstrap)"
     )
     search.add_argument(
-        "--num-candidate-programs",
-        type=count,
-        default=5,
-        metavar="N",
-        help="demo sets tried (default: 5)",
+        "--preset", choices=known.PRESETS, default="light", help="how thorough (default: light)"
+    )
+    search.add_argument(
+        "--target", choices=list(OUTPUTS), default="pipeline", help="what to optimise"
     )
     search.add_argument(
         "--pass-score",
+        "--metric-threshold",
+        dest="pass_score",
         type=share,
         metavar="S",
-        help="judge's score, 0 to 1, from which a question may become a demo (default: 0.75)",
+        help="judge's score, 0 to 1, from which a question may become a demo, if no criterion is "
+        "below 3 (default: 0.75)",
+    )
+    search.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to write (default: optimized_pipeline.json in the data dir)",
     )
     search.add_argument(
         "--fresh", action="store_true", help="optimise again even if nothing changed"
     )
+    trust = parser.add_argument_group("the judge")
+    trust.add_argument("--judge", metavar="FILE", help="an optimised judge, or built-in")
+    trust.add_argument(
+        "--judge-pairs",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="pairs it is checked on, at most (default: 100)",
+    )
+    trust.add_argument(
+        "--allow-unchecked-judge",
+        action="store_true",
+        help="optimise with a judge that was not checked, or failed",
+    )
+    known.add_to(parser)
     return parser.parse_args(argv)
 
 
-def settings_used(settings: Settings, args: argparse.Namespace) -> dict[str, Any]:
-    """What the result depends on besides its inputs."""
+# ---------------------------------------------------------------------- what is to be done
+
+
+def plan_of(settings: Settings, args: argparse.Namespace, gold: Any) -> Plan:
+    from question_optimizer import optimizer_arguments as known
+    from question_optimizer.optimizer_arguments import Sizes, resolved
     from question_optimizer.programs.judge import PASS_SCORE
+    from question_optimizer.programs.runs import examples_of
+    from question_optimizer.programs.search import Plan, judge_sides
+    from question_optimizer.programs.trust import BUILT_IN, judge_at_work
 
-    return {
-        "optimizer": "BootstrapFewShotWithRandomSearch",
-        "seed": settings.seed,
-        "max_bootstrapped_demos": args.max_bootstrapped_demos,
-        "num_candidate_programs": args.num_candidate_programs,
-        "pass_score": PASS_SCORE if args.pass_score is None else args.pass_score,
-    }
-
-
-def call_counts(train: int, dev: int, used: dict[str, Any]) -> dict[str, int]:
-    """Upper bound of LM calls by role: candidates on dev, bootstrapping on train, two calls each.
-
-    DSPy scores num_candidate_programs + 3 programs on the dev set, and bootstraps for all but the
-    first two of them until enough demonstrations pass, at worst through the whole train set.
-    """
-    runs = (used["num_candidate_programs"] + 3) * dev
-    bootstraps = (used["num_candidate_programs"] + 1) * train
-    return {"student": 2 * runs, "teacher": 2 * bootstraps, "judge": runs + bootstraps}
-
-
-def compile_pipeline(
-    models: LanguageModels, train: list[dspy.Example], dev: list[dspy.Example], used: dict[str, Any]
-) -> tuple[dspy.Module, list[dict[str, Any]], LLMMetric]:
-    """(best program, every candidate's seed and dev score, the metric used)."""
-    import dspy
-
-    from dspy_pipeline import SyntheticQuestionPipeline
-    from question_optimizer.programs.judge import LLMMetric, QuestionJudge
-    from question_optimizer.programs.runs import recording_failures, run_quietly, threads_for
-
-    most = call_counts(len(train), len(dev), used)["judge"]
-    progress = Progress(
-        "judged", most, spend=lambda: models.dispatcher.spend, note=models.dispatcher.live_line
+    on_judge = args.target == "judge"
+    # a judge is optimised from the built-in one, whatever came of it the last time
+    judge = judge_at_work(settings.data_dir, BUILT_IN if on_judge else args.judge)
+    if on_judge:
+        train, dev = judge_sides(gold.side("train"), args.judge_pairs, settings.seed)
+    else:
+        train, dev = examples_of(gold.side("train")), examples_of(gold.side("dev"))
+    sizes = Sizes(len(train), len(dev), 1 if on_judge else 2)
+    return Plan(
+        target=args.target,
+        optimizer=args.optimizer,
+        arguments=resolved(args.optimizer, args.preset, known.given(args), sizes),
+        seed=settings.seed,
+        pass_score=PASS_SCORE if args.pass_score is None else args.pass_score,
+        judge=judge,
+        train=train,
+        dev=dev,
     )
-    llm_metric = LLMMetric(
-        QuestionJudge(), models.lm("judge"), pass_score=used["pass_score"], judged=progress.advance
-    )
-    shuffled = list(train)
-    random.Random(used["seed"]).shuffle(shuffled)
-
-    def search() -> dspy.Module:
-        optimizer = dspy.BootstrapFewShotWithRandomSearch(
-            metric=llm_metric,
-            teacher_settings={"lm": models.lm("teacher")},
-            max_bootstrapped_demos=used["max_bootstrapped_demos"],
-            # Labelled demos would put the same raw example, half its fields missing, in both steps.
-            max_labeled_demos=0,
-            num_candidate_programs=used["num_candidate_programs"],
-            num_threads=threads_for(models.dispatcher),
-            max_errors=10 * (len(train) + len(dev)),
-        )
-        student = recording_failures(SyntheticQuestionPipeline)()
-        return optimizer.compile(student, trainset=shuffled, valset=dev)
-
-    with dspy.context(lm=models.lm("student")), progress:
-        compiled = run_quietly(search)
-    best, candidates = choose(compiled.candidate_programs, llm_metric)
-    return best, candidates, llm_metric
 
 
-def choose(
-    programs: list[dict[str, Any]], llm_metric: LLMMetric
-) -> tuple[dspy.Module, list[dict[str, Any]]]:
-    """The candidate with the best mean over the dev items that were judged in every candidate.
-
-    DSPy's own choice counts a failed item as zero; here it is left out of all. Ties go to the
-    earlier candidate, so the unoptimised program wins against equals.
-    """
-    from question_optimizer.programs.judge import Unjudged
-
-    failed = len(llm_metric.failures)
-    entries = sorted(programs, key=lambda entry: entry["seed"])
-    scores = list(zip(*(entry["subscores"] for entry in entries), strict=True))
-    judged = [row for row in scores if not any(isinstance(score, Unjudged) for score in row)]
-    if failed > MAX_UNJUDGED * max(1, llm_metric.judgements) or not judged:
-        raise StopRun(
-            f"{failed} of {llm_metric.judgements} questions could not be judged "
-            f"({llm_metric.failures[0]}); no choice can rest on the others; check the accounts and "
-            "run again",
-            exit_code=FAILED_ITEMS,
-        )
-    means = [sum(column) / len(judged) for column in zip(*judged, strict=True)]
-    candidates = [
-        {"seed": entry["seed"], "dev_score": round(mean, 6), "judged": len(judged)}
-        for entry, mean in zip(entries, means, strict=True)
-    ]
-    best = max(range(len(entries)), key=lambda place: (candidates[place]["dev_score"], -place))
-    return entries[best]["program"], candidates
+# ---------------------------------------------------------------------- the run
 
 
 def main(argv: list[str] | None = None) -> int:
     from config import accounts_of, load_settings
     from question_optimizer import files
-    from question_optimizer.gold import read_gold, typical_prompt_characters
+    from question_optimizer.gold import read_gold
+    from question_optimizer.locks import only_one
 
     args = parse(argv)
+    from question_optimizer.programs import trust  # loads DSPy: not for --help
+
     settings = load_settings(args)
     accounts = accounts_of(settings)
     source = settings.data_dir / "gold_dataset.json"
-    gold = read_gold(source)
-    train, dev = gold.side("train"), gold.side("dev")
-    used = settings_used(settings, args)
-    if args.dry_run:
-        calls = call_counts(len(train), len(dev), used)
-        print(dry_run_line(accounts, calls, characters=typical_prompt_characters(train + dev)))
-        return 0
-    output = settings.data_dir / OUTPUT
-    used["models"] = sorted(f"{role}: {a.model}" for a in accounts for role in a.roles)
+    gold = read_gold(source, keep_sides=True)
+    plan = plan_of(settings, args, gold)
+    models = sorted({account.model for account in accounts if "judge" in account.roles})
+    checking = trust.check_settings(
+        plan.judge, models, most=args.judge_pairs, seed=settings.seed, pass_score=plan.pass_score
+    )
     inputs = {source.name: files.sha256(source)}
-    if files.is_finished(output, settings=used, inputs=inputs) and not args.fresh:
+    kept = trust.kept_check(settings.data_dir, checking, inputs)
+    if args.dry_run:
+        needs_check = kept is None and not skips_check(args)
+        print(foretell(plan, accounts, gold, check=needs_check, most=args.judge_pairs))
+        return 0
+    output = output_of(settings, args)
+    used = plan.settings()
+    used["models"] = sorted(f"{role}: {a.model}" for a in accounts for role in a.roles)
+    done = files.is_finished(output, settings=used, inputs=inputs) and not args.fresh
+    if done and (skips_check(args) or was_trusted(output)):
         print(
             "already optimised from this gold set, nothing to do (--fresh does it again) "
             f"-> {output}"
         )
         return 0
-    optimise(settings, accounts, gold, used, inputs=inputs, max_cost=args.max_cost)
+    with only_one(settings.data_dir / LOCK, "another optimisation"):
+        optimise(settings, args, accounts, gold.items, plan, used, inputs, (checking, kept))
     return 0
+
+
+def output_of(settings: Settings, args: argparse.Namespace) -> Path:
+    """Where the program goes; UserError, before any call, where it cannot."""
+    from question_optimizer import files
+
+    output: Path = args.output or settings.data_dir / OUTPUTS[args.target]
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a folder; name a file")
+    if args.output and output.exists():
+        place = files.meta_path(output)
+        meta = files.read_json(place, made_by=None) if place.is_file() else {}
+        if not isinstance(meta, dict) or meta.get("phase") != "optimize_pipeline":
+            raise UserError(f"--output {output}: exists and is no program; name another file")
+    return output
+
+
+def was_trusted(output: Path) -> bool:
+    """Whether what stands there was chosen by a judge that had passed its check."""
+    from question_optimizer import files
+
+    meta = files.read_meta(output, made_by="optimize_pipeline.py")
+    return bool(meta.get("judge", {}).get("trusted"))
+
+
+def skips_check(args: argparse.Namespace) -> bool:
+    """A judge that is to be optimised need not be good; nor one that the person vouches for."""
+    return bool(args.allow_unchecked_judge or args.target == "judge")
+
+
+def foretell(
+    plan: Plan, accounts: list[LLMClientConfig], gold: Any, *, check: bool, most: int
+) -> str:
+    """What a run would take at most, and what the gold set can show; no call is made."""
+    from question_optimizer.programs.estimates import prompt_characters
+    from question_optimizer.programs.judge_check import calls_needed, pairs_of
+    from question_optimizer.programs.trust import items_for_check
+    from question_optimizer.statistics import ASSUMED_DEVIATION, smallest_detectable
+
+    calls = plan.calls()
+    lines = []
+    if check:
+        needed = calls_needed(
+            pairs_of(items_for_check(gold.items, plan.judge), most=most, seed=plan.seed)
+        )
+        calls["judge"] += needed
+        lines.append(f"{needed} of the judge's calls check the judge itself")
+    characters = prompt_characters(plan.target, plan.judge.program, plan.train, plan.arguments)
+    lines.insert(0, dry_run_line(accounts, calls, characters=characters))
+    lines.append("these are upper bounds: an answer that is known already is not asked for again")
+    if plan.target == "pipeline":
+        dev, test = len(plan.dev), sum(item.split == "test" for item in gold.items)
+        lines.append(
+            f"the {dev} dev items show a difference of about {smallest_detectable(dev):.3f} or "
+            f"more, the {test} test items one of {smallest_detectable(test):.3f} (80 % power, if "
+            f"differences scatter by {ASSUMED_DEVIATION:g})"
+        )
+    return "\n".join(lines)
 
 
 def optimise(
     settings: Settings,
+    args: argparse.Namespace,
     accounts: list[LLMClientConfig],
-    gold: GoldSet,
+    items: list[GoldItem],
+    plan: Plan,
     used: dict[str, Any],
-    *,
     inputs: dict[str, str],
-    max_cost: float | None,
+    check: tuple[dict[str, Any], dict[str, Any] | None],
 ) -> None:
-    """Compile, save, and say what came out."""
+    """Check the judge, search, save, and say what came out."""
     from custom_lm import LanguageModels
-    from dspy_pipeline import fingerprint, pipeline_state
     from question_optimizer import files
-    from question_optimizer.programs.runs import examples_of
 
-    output = settings.data_dir / OUTPUT
-    train, dev = examples_of(gold.side("train")), examples_of(gold.side("dev"))
+    output = output_of(settings, args)
     with (
         LanguageModels(
             accounts,
             data_dir=settings.data_dir,
-            max_cost=max_cost,
+            max_cost=args.max_cost,
+            max_calls=args.max_calls,
             limits_url=settings.secret_of("limits_url"),
         ) as models,
         finish_on_interrupt(models.dispatcher),
     ):
-        program, candidates, llm_metric = compile_pipeline(models, train, dev, used)
-        rehearsal, usage = models.rehearsal, models.usage.seen.total
-    files.write_atomic(output, pipeline_state(program))
+        trusted = judge_check(settings, args, models, items, plan.judge, inputs, check)
+        choice = watched_search(plan, models)
+        rehearsal, usage = models.rehearsal, models.usage
+    report(plan, choice, trusted)
+    if plan.target == "judge" and choice.best is choice.unoptimised:
+        keep_former(output, settings.data_dir / FORMER)
+        for path in (files.meta_path(output), output):
+            path.unlink(missing_ok=True)
+        print(f"no better judge among {len(choice.candidates)}: the built-in one is used")
+        return
+    former = settings.data_dir / FORMER
+    save(
+        output, former, plan, choice, used, inputs, judge=trusted, usage=usage, rehearsal=rehearsal
+    )
+    if plan.target == "judge" and args.output is None:
+        print(
+            "this judge scores from now on: check it with evaluate_pipeline.py --check-judge; "
+            "scores of another judge do not compare",
+            file=sys.stderr,
+        )
+    first = choice.candidates[0]["dev_score"]
+    best = max(candidate["dev_score"] for candidate in choice.candidates)
+    note = " (rehearsal)" if rehearsal else ""
+    print(
+        f"dev score {first:.3f} -> {best:.3f}, best of {len(choice.candidates)}{note} -> {output}"
+    )
+
+
+def judge_check(
+    settings: Settings,
+    args: argparse.Namespace,
+    models: LanguageModels,
+    items: list[GoldItem],
+    judge: Judge,
+    inputs: dict[str, str],
+    check: tuple[dict[str, Any], dict[str, Any] | None],
+) -> dict[str, Any]:
+    """What is known of the judge; StopRun, with the reason, where it must not be relied on."""
+    from question_optimizer.programs import trust
+    from question_optimizer.programs.search import MAX_UNJUDGED
+
+    checking, found = check
+    if (found is None or found["unjudged"]) and not skips_check(args):
+        found = trust.make_check(settings.data_dir, items, judge, models, checking, inputs)
+    if found is None:
+        return {"checked": False, "why": "the judge was not checked against the person's picks"}
+    if not found["trusted"] and not skips_check(args):
+        raise StopRun(
+            f"the judge is not to be relied on: {found['why']}; give it a stronger model, optimise "
+            "it with --target judge, or go on at your own risk with --allow-unchecked-judge",
+            exit_code=FAILED_ITEMS if found["unjudged"] > MAX_UNJUDGED * found["pairs"] else NO_GO,
+        )
+    return found
+
+
+def watched_search(plan: Plan, models: LanguageModels) -> Choice:
+    """`search` with progress: what is judged, trial and best score so far, spend, time left."""
+    import dspy
+
+    from question_optimizer.programs.adapter import CachedPromptAdapter
+    from question_optimizer.programs.runs import run_quietly
+    from question_optimizer.programs.search import Task, search
+    from question_optimizer.programs.trials import Trials
+
+    trials = Trials(len(plan.dev), len(plan.train))
+    runs = plan.runs()
+    progress = Progress(
+        "judged",
+        runs["student"] + runs["teacher"],
+        spend=lambda: models.dispatcher.spend,
+        note=lambda: ", ".join(filter(None, (trials.line, models.dispatcher.live_line()))),
+    )
+
+    failures = 0
+
+    def advance() -> None:
+        nonlocal failures
+        now = len(task.counted.failures)
+        progress.advance(failed=now > failures)
+        failures = now
+        task.check_failures()
+
+    task = Task(plan, models, advance)
+    # DSPy ends an evaluation after some errors; here each is recorded where it happens.
+    patient = 1000 * (len(plan.train) + len(plan.dev))
+    settings = {"lm": task.lm, "adapter": CachedPromptAdapter(), "callbacks": [trials]}
+    with dspy.context(max_errors=patient, **settings), progress:
+        choice = run_quietly(lambda: search(task, trials.say))
+    if trials.unread:
+        print(
+            f"{trials.unread} of the teacher's answers could not be read, so that proposals are "
+            "missing; a stronger model may do better",
+            file=sys.stderr,
+        )
+    return choice
+
+
+def save(
+    output: Path,
+    former: Path,
+    plan: Plan,
+    choice: Choice,
+    used: dict[str, Any],
+    inputs: dict[str, str],
+    *,
+    judge: dict[str, Any],
+    usage: Any,
+    rehearsal: bool,
+) -> None:
+    """The program's state, then the meta file that makes it finished."""
+    from dspy_pipeline import fingerprint, pipeline_state
+    from question_optimizer import files
+    from question_optimizer.programs.pair_scorer import judge_of
+
+    program = choice.best.program
+    if plan.target == "judge":
+        program = judge_of(program)
+    state = pipeline_state(program)
+    if not output.is_file() or output.read_text(encoding="utf-8", errors="replace") != state:
+        keep_former(output, former)
+    files.write_atomic(output, state)
     files.write_meta(
         output,
         phase="optimize_pipeline",
         settings=used,
         inputs=inputs,
-        counts={"train": len(train), "dev": len(dev), "unjudged": len(llm_metric.failures)},
-        candidates=candidates,
+        counts={"train": len(plan.train), "dev": len(plan.dev)},
+        candidates=choice.candidates,
+        chosen=choice.best.name,
+        seen=choice.seen,
+        chunks=plan.chunks(),
+        judge=judge,
         signature=fingerprint(program),
         usage=usage.as_dict(),
         rehearsal=rehearsal,
     )
-    report(program, candidates)
-    first, best = candidates[0]["dev_score"], max(c["dev_score"] for c in candidates)
-    note = " (rehearsal)" if rehearsal else ""
-    print(
-        f"dev score {first:.3f} -> {best:.3f} over {len(candidates)} candidates{note} -> {output}"
-    )
 
 
-def report(program: dspy.Module, candidates: list[dict[str, Any]]) -> None:
-    """The candidates' scores and the chosen demonstrations, in words, on stderr."""
+def keep_former(output: Path, folder: Path) -> None:
+    """Put the program that is about to be replaced, if it is a finished one, into `folder`."""
+    from question_optimizer import files
+
+    meta_file = files.meta_path(output)
+    if not (output.is_file() and meta_file.is_file()):
+        return
+    try:
+        meta = files.read_meta(output, made_by="optimize_pipeline.py")
+        name = str(meta.get("settings", {}).get("optimizer", "program"))
+    except UserError:  # a damaged one is kept all the same
+        name = "unknown"
+    kept = folder / f"{output.stem}-{name}-{files.sha256(output)[:8]}.json"
+    files.write_atomic(kept, output.read_bytes())
+    files.write_atomic(files.meta_path(kept), meta_file.read_bytes())
+    print(f"the former one is kept: {kept} (--program takes it)", file=sys.stderr)
+
+
+def report(plan: Plan, choice: Choice, judge: dict[str, Any]) -> None:
+    """The candidates' scores, and in words what the chosen one does differently, on stderr."""
     from question_optimizer.hostile_text import printable
+    from question_optimizer.programs.differences import difference
 
-    for candidate in candidates:
-        kind = "unoptimised" if candidate["seed"] == -3 else f"candidate {candidate['seed']}"
-        on = f"on {candidate['judged']} dev items"
-        print(f"  {kind:14} {candidate['dev_score']:.3f} {on}", file=sys.stderr)
-    for name, predictor in program.named_predictors():
-        print(f"  {name}: {len(predictor.demos)} demonstrations", file=sys.stderr)
-        for demo in predictor.demos:
-            shown = {key: demo[key] for key in predictor.signature.output_fields if key in demo}
-            print(f"    {printable(str(shown))}", file=sys.stderr)
+    def say(line: str) -> None:
+        print(printable(line), file=sys.stderr)
+
+    if plan.target == "pipeline":
+        say(f"judge: {judge['why']}")
+    width = max(len(candidate["name"]) for candidate in choice.candidates)
+    unit = "dev items" if plan.target == "pipeline" else "pairs"
+    best_first = sorted(choice.candidates, key=lambda c: -c["dev_score"])
+    for candidate in best_first[:MOST_SHOWN]:
+        mark = "  <- chosen" if candidate["name"] == choice.best.name else ""
+        say(
+            f"  {candidate['name']:{width}} {candidate['dev_score']:.3f} on {candidate['judged']} "
+            f"{unit}{mark}"
+        )
+    if (more := len(best_first) - MOST_SHOWN) > 0:
+        say(f"  and {more} more, none better")
+    if choice.best is choice.unoptimised:
+        say("nothing was better than the unoptimised one, which is kept")
+    elif plan.target == "pipeline":
+        say("the best of several looks better than it is; evaluate_pipeline.py tells by how much")
+    for line in difference(choice.unoptimised.program, choice.best.program):
+        say(line)
 
 
 if __name__ == "__main__":

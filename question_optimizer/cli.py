@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from question_optimizer.errors import INTERRUPTED, StopRun, UserError
+from question_optimizer.errors import INTERRUPTED, USAGE, StopRun, UserError
 from question_optimizer.hostile_text import printable
 
 if TYPE_CHECKING:
@@ -37,9 +39,19 @@ _LOG_EVERY_SECONDS = 30.0
 
 def bare_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose --help is the module's docstring."""
-    return argparse.ArgumentParser(
+    return _Parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse would print every flag before it."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1, 0.75)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        self.exit(USAGE, printable(f"{self.prog}: {message}; --help lists the flags") + "\n")
 
 
 def phase_parser(
@@ -72,6 +84,9 @@ def phase_parser(
         )
         money.add_argument(
             "--max-cost", type=amount, metavar="X", help="refuse the call that would pass this sum"
+        )
+        money.add_argument(
+            "--max-calls", type=positive, metavar="N", help="make no more calls than this"
         )
     return parser
 
@@ -163,9 +178,8 @@ def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
     stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
 
     def leave() -> None:
-        print(
-            f"{_script()}: left with calls in flight; resume with: {resume_command()}", file=stream
-        )
+        left = f"{_script()}: left with calls in flight; resume with: {resume_command()}"
+        print(f"\n{left}", file=stream)
         stream.flush()
         os._exit(INTERRUPTED)
 
@@ -275,20 +289,23 @@ def dry_run_line(
     accounts: Sequence[LLMClientConfig],
     calls: Mapping[str, int],
     *,
-    characters: float,
+    characters: float | Mapping[str, float],
     answer_tokens: float = 150.0,
 ) -> str:
     """What a run would take: calls by role, tokens, price range, time at the present limits.
 
-    `characters` is the length of a typical prompt. Tokens are a quarter of characters, and the
-    price ranges from the cheapest to the dearest account that may serve each call.
+    `characters` is the length of a typical prompt, for all roles or by role. Tokens are a quarter
+    of characters, and the price ranges from the cheapest to the dearest account that may serve each
+    call.
     """
     total = sum(calls.values())
-    prompt_tokens = characters / 4
-    low = high = minutes = 0.0
+    low = high = minutes = tokens = 0.0
     unpriced = False
     for role, count in calls.items():
         serving = [a for a in accounts if role in a.roles]
+        asked = characters if isinstance(characters, int | float) else characters[role]
+        prompt_tokens = asked / 4
+        tokens += count * (prompt_tokens + answer_tokens)
         unpriced |= any(not a.priced for a in serving)
         prices = [a.cost(prompt_tokens, answer_tokens) for a in serving] or [0.0]
         low, high = low + count * min(prices), high + count * max(prices)
@@ -298,10 +315,11 @@ def dry_run_line(
     days = 0 if None in daily else total / max(1, sum(d or 0 for d in daily))
     by_role = ", ".join(f"{count} {role}" for role, count in calls.items() if count)
     price = "price unknown" if unpriced else f"cost {low:.4f} to {high:.4f}"
-    took = "no limit per minute is configured"
+    took = "time unknown: no limit per minute is configured"
+    if all(a.kind == "rehearsal" for a in accounts):
+        price, took = "free: a rehearsal", "seconds"
     if minutes:
         took = f"at least {_duration(minutes * 60)} at the present limits"
     if days > 1:
         took = f"at least {days:.1f} days at the present daily limits"
-    tokens = total * (prompt_tokens + answer_tokens)
     return f"dry run: {total} calls ({by_role}), about {tokens:,.0f} tokens, {price}, {took}"

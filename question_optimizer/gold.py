@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from question_optimizer import files, splits
 from question_optimizer.errors import UserError
+from question_optimizer.hostile_text import storable
 from question_optimizer.records import Chunk, GoldItem, Split
 
 _MADE_BY = "annotate_chunks.py"
-_PROMPT_FRAME_CHARACTERS = 3000  # field descriptions, instructions, two demonstrations' frames
+SIDES = "gold_sides.json"  # of a gold set that does not say itself
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class GoldSet:
         return found
 
 
-def read_gold(path: Path) -> GoldSet:
+def read_gold(path: Path, *, keep_sides: bool = False) -> GoldSet:
     """The gold set at `path`; UserError naming the entry and field that is wrong.
 
     Items without a side (a set made by another tool) are assigned one by document; those that have
-    one keep it.
+    one keep it. With `keep_sides` what was assigned is written down beside the set, so that it
+    stays, also when the set grows.
     """
     files.check_schema(path)
     rows = files.read_json(path, made_by=_MADE_BY)
@@ -52,14 +55,20 @@ def read_gold(path: Path) -> GoldSet:
         )
         for number, row in enumerate(rows, 1)
     ]
-    open_ = [item for item in items if item.split is None]
-    if open_:
-        assign_sides(items)
+    if any(item.split is None for item in items):
+        place = path.with_name(SIDES)
+        kept = files.read_json(place, made_by=_MADE_BY) if place.exists() else {}
+        sides = assign_sides(items, kept=kept)
+        if keep_sides and not {*sides.items()} <= {*kept.items()}:
+            files.write_json(place, {**kept, **sides})
     return GoldSet(path, items)
 
 
 def with_id(row: object) -> object:
-    """Any tool may write the three texts alone; the item is then known by its content."""
+    """Any tool may write the three texts alone; the item is then known by its content. Half a
+    surrogate pair, which JSON allows and UTF-8 does not, becomes a replacement character."""
+    if isinstance(row, dict):
+        row = {key: storable(v) if isinstance(v, str) else v for key, v in row.items()}
     if isinstance(row, dict) and "chunk_id" not in row:
         return {
             **row,
@@ -68,15 +77,22 @@ def with_id(row: object) -> object:
     return row
 
 
-def assign_sides(items: list[GoldItem]) -> None:
-    """Give each item that has no side one, by document; the others keep theirs."""
+def assign_sides(
+    items: list[GoldItem], *, kept: Mapping[str, Split] | None = None
+) -> dict[str, Split]:
+    """Give each item that has no side one, by document, or by chunk text where no document is
+    known; the others keep theirs. Returns the sides by group; `kept` are those of earlier times."""
     chunks = [
-        Chunk(chunk_id=item.chunk_id, chunk_text=item.chunk_text, document_id=item.document_id)
+        Chunk(
+            chunk_id=item.chunk_id,
+            chunk_text=item.chunk_text,
+            document_id=item.document_id or files.digest(item.chunk_text)[:16],
+        )
         for item in items
     ]
     groups, _ = splits.groups_of(chunks)
     sizes: dict[str, int] = {}
-    kept: dict[str, Split] = {}
+    kept = dict(kept or {})
     for item in items:
         group = groups[str(item.chunk_id)]
         sizes[group] = sizes.get(group, 0) + 1
@@ -85,9 +101,4 @@ def assign_sides(items: list[GoldItem]) -> None:
     sides = splits.assign(sizes, seed=0, kept=kept)
     for item in items:
         item.split = item.split or sides[groups[str(item.chunk_id)]]
-
-
-def typical_prompt_characters(items: list[GoldItem]) -> float:
-    """Mean length of a rendered prompt, for estimates before any call."""
-    texts = sum(len(item.chunk_text) + len(item.persona_description) for item in items)
-    return texts / max(1, len(items)) + _PROMPT_FRAME_CHARACTERS
+    return {group: sides[group] for group in sizes}

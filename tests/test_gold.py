@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from question_optimizer.errors import UserError
-from question_optimizer.gold import GoldSet, read_gold, typical_prompt_characters
+from question_optimizer.gold import GoldSet, read_gold
 
 
 def entry(number: int = 0, **more: Any) -> dict[str, Any]:
@@ -127,8 +127,34 @@ def test_a_missing_gold_set_names_the_phase_to_run(tmp_path: Path) -> None:
     )
 
 
-def test_a_typical_prompt_is_as_long_as_its_texts_and_the_frame(gold) -> None:
-    short = typical_prompt_characters(gold([entry(chunk_text="a" * 100)]).items)
-    long = typical_prompt_characters(gold([entry(chunk_text="a" * 1100)]).items)
-    assert long - short == 1000
-    assert typical_prompt_characters([]) > 0
+def test_a_set_without_sides_keeps_a_chunk_on_one_side_and_its_sides_as_it_grows(
+    tmp_path: Path,
+) -> None:
+    """Two questions a chunk, no ids, no documents: as another tool may write it."""
+
+    def write(chunks: int) -> dict[str, set[str | None]]:
+        rows = [
+            {
+                "chunk_text": f"chunk {number}",
+                "persona_description": "who",
+                "gold_question": f"question {k} on {number}?",
+            }
+            for number in range(chunks)
+            for k in range(2)
+        ]
+        (tmp_path / "gold_dataset.json").write_text(json.dumps(rows), encoding="utf-8")
+        sides: dict[str, set[str | None]] = {}
+        for item in read_gold(tmp_path / "gold_dataset.json", keep_sides=True).items:
+            sides.setdefault(item.chunk_text, set()).add(item.split)
+        return sides
+
+    before, after = write(20), write(30)
+    assert all(len(sides) == 1 for sides in after.values())
+    assert {text: after[text] for text in before} == before
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    row = {"chunk_text": "a \ud83d b", "persona_description": "p", "gold_question": "q \ud83d?"}
+    (tmp_path / "gold_dataset.json").write_text(json.dumps([row]), encoding="utf-8")
+    [item] = read_gold(tmp_path / "gold_dataset.json").items
+    assert (item.chunk_text, item.gold_question) == ("a \ufffd b", "q \ufffd?")
