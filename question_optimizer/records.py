@@ -180,3 +180,5 @@ class GoldItem(BaseModel):
     annotator: str = ""
     split: Split | None = None
     split_group: str = ""  # the document (or section, or chunk) that is split as a whole
+    existing_query: str | None = None  # the old generator's question for this chunk, if it has one
+    file_name: str | None = None  # of the document, for people

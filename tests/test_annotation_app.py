@@ -469,6 +469,8 @@ class Paper:
                 "active_seconds": round(self.seconds, 1),
                 "annotator": "anna",
                 "split_group": chunk.document_id,
+                "existing_query": chunk.existing_query,
+                "file_name": chunk.file_name,
             }
         self.made.append({"chunk": chunk, "what": what, "item": item, **more})
         self.go_on()

@@ -316,7 +316,7 @@ def test_a_missing_pipeline_names_the_phase_that_makes_it(
     done = script("optimized_question_generator.py", "--qdrant-path", qdrant, "--rehearsal")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        "optimized_pipeline.json.meta.json: does not exist; run optimize_pipeline.py first"
+        "optimized_pipeline.json: does not exist; run optimize_pipeline.py first"
     )
     assert not list((tmp_path / "data").glob("generat*"))
 

@@ -492,6 +492,8 @@ def gold_item(card: Card, decision: Decision, *, group: str) -> GoldItem:
         blind=card.blind,
         note=card.note or None,
         split_group=group,
+        existing_query=card.chunk.existing_query,
+        file_name=card.chunk.file_name,
     )
 
 
