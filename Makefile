@@ -43,6 +43,7 @@ benchmarks: $(STAMP)
 	$(RUN) benchmarks/fetch_vs_client.py
 	$(RUN) benchmarks/annotation_wait.py
 	$(RUN) benchmarks/dispatcher.py
+	$(RUN) benchmarks/optimizers.py
 
 venv: $(STAMP)
 

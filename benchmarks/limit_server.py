@@ -27,15 +27,25 @@ misspelt setting is answered with 400. All settings are optional:
       headers                      "none", "openai", "groq" (requests per day), "anthropic"
       latency, jitter              seconds, and the sigma of a lognormal factor
       tokens_used, text            [prompt, completion], null estimates them; the reply's text
+      reply                        "text", or "rehearsal": what question_optimizer.rehearsal says
       faults                       [{"kind": K, "p": 0.2, "from": 0, "to": 1e9}], seconds since
-                                   /admin; the first whose draw hits applies
+                                   /admin; the first whose draw hits applies. "marker": only
+                                   requests that hold this text. "draw": "turn", one draw a call
+                                   of the key, or "request": by the seed, the request and how
+                                   often it came before, whatever the order of arrival
 
     K: 500 503 529 malformed not_json error_in_200 empty_choices
+       unreadable                                 a whole reply that keeps to no format
        bare_429 context_length content_filter     4xx, at once, take nothing from the limits
        stall slow_body                            over "seconds"
        reset reset_before                         TCP reset after half of the body, or before it
        burst                                      503 for all, "for" 2 s at the start of each
                                                   "every" 20 s, counted from "from"
+
+/stats counts the answers `delivered` and how many different requests they answered (`requests`):
+the difference was asked again, by intent (samples) or not. `abandoned` calls were let in, and the
+client was gone before their answer; `unread` ones were answered less than 0.25 s before it was gone
+and nothing else came on their connection, so perhaps they were never read.
 
 A call that is refused takes nothing from any limit. Times are whole nanoseconds and levels whole
 numbers, so a limit is exact: the wait told is the shortest after which the call is let in.
@@ -48,6 +58,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import http.client
 import json
 import math
@@ -71,10 +82,13 @@ from typing import Any, NamedTuple, Protocol
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
 KEPT_TIMES = 2000
+_READ_SECONDS = 0.25  # by then a client that lives has read its answer
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXT = (
     "[[ ## answer ## ]]\nParis is the capital of France, and has been so for most of its history."
     "\n\n[[ ## completed ## ]]\n"
 )
+UNREADABLE = "I would rather talk about the weather."
 OPENAI, ANTHROPIC = "openai", "anthropic"
 STYLES = {"/v1/chat/completions": OPENAI, "/v1/messages": ANTHROPIC}
 
@@ -236,7 +250,7 @@ class Limit:
 
 AT_ONCE = ("bare_429", "context_length", "content_filter")
 BROKEN_CONNECTION = ("stall", "slow_body", "reset", "reset_before")
-PLAIN_FAULTS = "500 503 529 burst malformed not_json error_in_200 empty_choices".split()
+PLAIN_FAULTS = "500 503 529 burst malformed not_json error_in_200 empty_choices unreadable".split()
 FAULTS = (*AT_ONCE, *BROKEN_CONNECTION, *PLAIN_FAULTS)
 
 
@@ -249,9 +263,12 @@ class Fault:
     seconds: float | None = None
     every: float = 20.0
     for_: float = 2.0
+    marker: str = ""
+    draw: str = "turn"
 
     def __post_init__(self) -> None:
         _one_of("fault", self.kind, FAULTS)
+        _one_of("draw", self.draw, ("turn", "request"))
 
     def hits(self, draw: float, elapsed: float) -> bool:
         if not self.from_ <= elapsed < self.to:
@@ -290,9 +307,11 @@ class KeyConfig:
     jitter: float = 0.0
     tokens_used: tuple[int, int] | None = (24, 32)
     text: str = TEXT
+    reply: str = "text"
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
+        _one_of("reply", self.reply, ("text", "rehearsal"))
         _one_of("retry_after", self.retry_after, RETRY_AFTER)
         _one_of("headers", self.headers, HEADERS)
         if not isinstance(self.refuse, int | None):
@@ -399,6 +418,8 @@ class Call(NamedTuple):
     output_tokens: int
     used: int
     reserved: int
+    body: bytes
+    digest: str  # of all that the provider is told, in whatever order
     requests: int = 1
 
 
@@ -417,7 +438,10 @@ def read_call(style: str, body: bytes, tokens_used: tuple[int, int] | None) -> C
     asked = request.get("max_tokens") or request.get("max_completion_tokens") or completion
     item = item_of(request["messages"]) if b"item-" in body else ""
     model = str(request.get("model", ""))
-    return Call(style, model, item, prompt, completion, prompt + completion, estimate + int(asked))
+    told = json.dumps(request, sort_keys=True).encode()
+    digest = hashlib.blake2b(told, digest_size=8).hexdigest()
+    used, reserved = prompt + completion, estimate + int(asked)
+    return Call(style, model, item, prompt, completion, used, reserved, body, digest)
 
 
 def item_of(messages: list[Any]) -> str:
@@ -461,6 +485,17 @@ def completion(call_style: str, model: str, text: str | None, tokens: tuple[int,
     """A whole answer's body; text None: one without any choice."""
     make = _anthropic_message if call_style == ANTHROPIC else _openai_completion
     return json.dumps(make(model, text, *tokens)).encode()
+
+
+@functools.lru_cache(maxsize=8192)  # a run that is repeated then costs the server little
+def rehearsed(body: bytes) -> str:
+    """What the rehearsal answers to either style's request."""
+    sys.path[:0] = [_ROOT] if _ROOT not in sys.path else []
+    from question_optimizer import rehearsal
+
+    request = json.loads(body)
+    system = [{"role": "system", "content": request["system"]}] if "system" in request else []
+    return rehearsal.answer([*system, *request["messages"]])
 
 
 def _openai_completion(model: str, text: str | None, prompt: int, output: int) -> dict[str, Any]:
@@ -563,9 +598,10 @@ def plain_fault(kind: str, call: Call, body: bytes, headers: bytes) -> bytes:
     if kind == "not_json":
         page = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
         return response(200, page, headers, b"text/html")
-    if kind == "empty_choices":
+    if kind in ("empty_choices", "unreadable"):
         tokens = (call.input_tokens, call.output_tokens)
-        return response(200, completion(call.style, call.model, None, tokens), headers)
+        text = UNREADABLE if kind == "unreadable" else None
+        return response(200, completion(call.style, call.model, text, tokens), headers)
     if kind == "error_in_200":
         said = error_body(call.style, "Provider returned error", "api_error", 502)
         return json_response(200, said, headers)
@@ -696,6 +732,7 @@ class Account:
         self._windows = self._begin_windows()
         self._day_requests = self._day_tokens = 0
         self.arrived = self.ok = self.refused = self.tokens = 0
+        self.abandoned = self.unread = 0
         self.in_flight = self.max_in_flight = 0
         self.refused_429 = dict.fromkeys(("requests", "tokens", "in_flight", "day", "bare"), 0)
         self.faults: Counter[str] = Counter()
@@ -765,15 +802,17 @@ class Account:
         self.refused_429[reason] += 1
         self.r429_by_second[(now - self.run.began) // SECOND] += 1
 
-    def draw_fault(self, now: int) -> Fault | None:
+    def draw_fault(self, call: Call, now: int) -> Fault | None:
         """Every fault draws for every call, so that the n-th call's lot never depends on time."""
         faults = self.config.faults
         if not faults:
             return None
         elapsed = (now - self.run.began) / SECOND
         draws = [self._random.random() for _ in faults]
+        by_request = random.Random(f"{self.run.config.seed} {call.digest} {self.run.came(call)}")
         for fault, draw in zip(faults, draws, strict=True):
-            if fault.hits(draw, elapsed):
+            lot = by_request.random() if fault.draw == "request" else draw
+            if fault.hits(lot, elapsed) and fault.marker.encode() in call.body:
                 self.faults[fault.kind] += 1
                 return fault
         return None
@@ -815,12 +854,13 @@ class Account:
         self.ok += 1
         self.tokens += call.used
         self.ok_by_second[(time.monotonic_ns() - self.run.began) // SECOND] += 1
+        self.run.delivered[call.digest] += 1
         if call.item:
             self.run.items[call.item] += 1
 
     def stats(self) -> dict[str, Any]:
         names = "arrived ok refused_429 faults refused in_flight max_in_flight".split()
-        names += "ok_by_second r429_by_second tokens first last".split()
+        names += "abandoned unread ok_by_second r429_by_second tokens first last".split()
         told = {name: getattr(self, name) for name in names}
         if self.run.config.keep_times:
             told["accepted_times"] = list(self.accepted_times)
@@ -833,6 +873,8 @@ class Run:
     def __init__(self, config: Config):
         self.config, self.began = config, time.monotonic_ns()
         self.items: Counter[str] = Counter()
+        self.delivered: Counter[str] = Counter()
+        self._came: Counter[str] = Counter()
         self.accounts: dict[str, Account] = {}
 
     def account(self, key: str) -> Account:
@@ -842,11 +884,20 @@ class Run:
             account = self.accounts[key] = Account(key, config, self)
         return account
 
+    def came(self, call: Call) -> int:
+        """How often this very request was let in before, on whichever key."""
+        self._came[call.digest] += 1
+        return self._came[call.digest] - 1
+
     def stats(self) -> dict[str, Any]:
         return {
             "seconds": (time.monotonic_ns() - self.began) / SECOND,
             "items": len(self.items),
             "duplicates": sum(count > 1 for count in self.items.values()),
+            "delivered": self.delivered.total(),
+            "requests": len(self.delivered),
+            "abandoned": sum(account.abandoned for account in self.accounts.values()),
+            "unread": sum(account.unread for account in self.accounts.values()),
             "keys": {key: account.stats() for key, account in self.accounts.items()},
         }
 
@@ -888,6 +939,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._busy = self._counted = self._close = self._continued = False
         self._account: Account | None = None  # of the call that is under way
+        self._answered: tuple[Account, float] | None = None  # the last one, and when
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -900,6 +952,10 @@ class Connection(asyncio.Protocol):
         self._state.connections -= self._counted
         if self._timer:
             self._timer.cancel()
+        if self._account:
+            self._account.abandoned += 1
+        elif self._answered and time.monotonic() - self._answered[1] < _READ_SECONDS:
+            self._answered[0].unread += 1
         self._release()
 
     def _release(self) -> None:
@@ -979,7 +1035,7 @@ class Connection(asyncio.Protocol):
 
     def _admit(self, account: Account, call: Call, now: int) -> None:
         """Within the limits: answer after the latency, as the lot falls."""
-        fault, delay = account.draw_fault(now), account.delay()
+        fault, delay = account.draw_fault(call, now), account.delay()
         if fault and fault.kind in AT_ONCE:
             if fault.kind == "bare_429":
                 account.count_429("bare", now)
@@ -998,7 +1054,9 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, account: Account, call: Call, fault: Fault | None, headers: bytes) -> None:
         tokens = (call.input_tokens, call.output_tokens)
-        body = completion(call.style, call.model, account.config.text, tokens)
+        config = account.config
+        text = rehearsed(call.body) if config.reply == "rehearsal" else config.text
+        body = completion(call.style, call.model, text, tokens)
         if fault is None:
             self._deliver(account, call, response(200, body, headers))
         elif fault.kind in PLAIN_FAULTS:
@@ -1039,6 +1097,7 @@ class Connection(asyncio.Protocol):
 
     def _deliver(self, account: Account, call: Call, reply: bytes) -> None:
         account.delivered(call)
+        self._answered = account, time.monotonic()
         self._reply(reply)
 
     def _reply(self, reply: bytes) -> None:

@@ -237,6 +237,18 @@ async def test_a_client_that_leaves_is_no_longer_in_flight(server: Server) -> No
     stats = server.stats()
     assert (stats["keys"]["k0"]["in_flight"], stats["keys"]["k0"]["ok"]) == (0, 0)
     assert (stats["connections"], stats["max_connections"]) == (0, 1)
+    assert (stats["abandoned"], stats["unread"], stats["delivered"]) == (1, 0, 0)
+
+
+def test_an_answer_may_have_come_too_late_to_be_read(server: Server) -> None:
+    server.configure({})
+    with httpx.Client(base_url=server.url, trust_env=False, verify=False) as client:
+        assert statuses(client, 2) == [200, 200]
+        time.sleep(limit_server._READ_SECONDS)
+    assert server.stats()["unread"] == 0
+    with httpx.Client(base_url=server.url, trust_env=False, verify=False) as client:
+        assert statuses(client, 2) == [200, 200]
+    assert server.stats()["unread"] == 1
 
 
 def test_keys_are_limited_apart_and_counted_apart(server: Server, client: httpx.Client) -> None:
@@ -265,6 +277,19 @@ def test_items_are_counted_when_delivered(server: Server, client: httpx.Client) 
     client.post(**chat(messages=[*earlier, parts]))
     stats = server.stats()
     assert (stats["items"], stats["duplicates"]) == (3, 1)
+
+
+def test_answers_that_were_asked_for_again_are_counted(
+    server: Server, client: httpx.Client
+) -> None:
+    server.configure({"keys": {"bad": {"faults": [{"kind": "500"}]}}})
+    asked = chat(text="one", temperature=1)
+    turned = {**asked, "json": dict(reversed(asked["json"].items()))}
+    for request in (asked, turned, chat("k1", "one", temperature=1), chat(text="one"), message()):
+        assert client.post(**request).status_code == 200
+    assert client.post(**chat("bad", "one", temperature=1)).status_code == 500
+    stats = server.stats()
+    assert (stats["delivered"], stats["requests"], stats["abandoned"]) == (5, 3, 0)
 
 
 # ---------------------------------------------------------------------- what a 429 tells
@@ -442,6 +467,42 @@ def test_replies_that_look_well_and_are_not(server: Server, client: httpx.Client
     assert client.post(**message()).json()["content"] == []
 
 
+def test_an_unreadable_reply_is_whole_but_keeps_to_no_format(
+    server: Server, client: httpx.Client
+) -> None:
+    with_fault(server, "unreadable")
+    told = client.post(**chat()).json()["choices"][0]["message"]["content"]
+    assert told == client.post(**message()).json()["content"][0]["text"] == limit_server.UNREADABLE
+    assert server.stats()["keys"]["k0"]["faults"] == {"unreadable": 2}
+
+
+def test_a_fault_may_be_for_some_requests_only(server: Server, client: httpx.Client) -> None:
+    with_fault(server, "500", marker="`answerable`")
+    texts = ("score `answerable`", "answerable", "and `answerable` again")
+    assert [client.post(**chat(text=text)).status_code for text in texts] == [500, 200, 500]
+
+
+def test_a_lot_may_fall_by_the_request_whoever_comes_first(
+    server: Server, client: httpx.Client
+) -> None:
+    texts = [f"text {n}" for n in range(20)] * 3
+
+    def play(texts: list[str], seed: int = 0) -> dict[str, list[int]]:
+        """Each text's statuses in the order in which it was asked."""
+        fault = {"kind": "500", "p": 0.5, "draw": "request"}
+        server.configure({"seed": seed, "default": {"faults": [fault]}})
+        statuses: dict[str, list[int]] = {}
+        for number, text in enumerate(texts):
+            answer = client.post(**chat(f"k{number % 2}", text))
+            statuses.setdefault(text, []).append(answer.status_code)
+        return statuses
+
+    first = play(texts)
+    assert play(texts[::-1]) == first
+    assert play(texts, seed=1) != first
+    assert any(len(set(of_text)) == 2 for of_text in first.values())  # the third may differ
+
+
 def test_faults_of_the_request_take_nothing_from_the_limits(
     server: Server, client: httpx.Client
 ) -> None:
@@ -575,6 +636,19 @@ def test_anthropic_sdk(server: Server) -> None:
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 4)
 
 
+def test_the_rehearsal_may_answer_both(server: Server, client: httpx.Client) -> None:
+    server.configure({"default": {"reply": "rehearsal"}})
+    assert client.post(**chat(text="2+2?")).json()["choices"][0]["message"]["content"] == "4"
+    prompt = {
+        "system": "Your output fields are:\n1. `number` (int): a number\nAll interactions will be "
+        "structured in the following way, your objective is: count",
+        "messages": [{"role": "user", "content": "[[ ## text ## ]]\none"}],
+    }
+    asked = message()
+    answer = client.post(**{**asked, "json": {**asked["json"], **prompt}}).json()
+    assert answer["content"][0]["text"] == "[[ ## number ## ]]\n4\n\n[[ ## completed ## ]]"
+
+
 DEAD = {"refuse": 401}
 
 
@@ -639,6 +713,8 @@ def test_what_it_does_not_understand(server: Server, client: httpx.Client) -> No
         {"keys": {"k0": {"headers": "azure"}}},
         {"keys": {"k0": {"refuse": "no"}}},
         {"keys": {"k0": {"faults": [{"kind": "flood"}]}}},
+        {"keys": {"k0": {"faults": [{"kind": "500", "draw": "lot"}]}}},
+        {"default": {"reply": "parrot"}},
     ],
 )
 def test_a_misspelt_setting_is_said(server: Server, wrong: dict[str, Any]) -> None:
