@@ -290,7 +290,7 @@ def judge_check(
 ) -> dict[str, Any]:
     """What is known of the judge; StopRun, with the reason, where it must not be relied on."""
     from question_optimizer.programs import trust
-    from question_optimizer.programs.search import MAX_UNJUDGED
+    from question_optimizer.verdict import MAX_MISSING
 
     checking, found = check
     if (found is None or found["unjudged"]) and not skips_check(args):
@@ -301,7 +301,7 @@ def judge_check(
         raise StopRun(
             f"the judge is not to be relied on: {found['why']}; give it a stronger model, optimise "
             "it with --target judge, or go on at your own risk with --allow-unchecked-judge",
-            exit_code=FAILED_ITEMS if found["unjudged"] > MAX_UNJUDGED * found["pairs"] else NO_GO,
+            exit_code=FAILED_ITEMS if found["unjudged"] > MAX_MISSING * found["pairs"] else NO_GO,
         )
     return found
 

@@ -27,10 +27,9 @@ from question_optimizer.statistics import (
 
 GO, NO_GO, INCONCLUSIVE = "GO", "NO-GO", "INCONCLUSIVE"
 ALPHA = 0.05  # the chance, over all candidates, that one no better than the baseline gets a GO
-MIN_GAIN = (
-    0.02  # on the 0-to-1 score: less is not worth a new prompt, and takes ~1,200 items to see
-)
-# Of the items; where more could not be compared, the others may be the easy ones. One always may.
+# On the 0-to-1 score: less is not worth a new prompt, and takes about 1,200 items to see.
+MIN_GAIN = 0.02
+# Of items, judgements or pairs: where more are missing, the others may be the easy ones.
 MAX_MISSING = 0.05
 LEAST_PAIRS = 6  # with 5, even 5 wins of 5 have a sign-flip p of 2 / 32
 CRITERIA = ("answerable", "self_contained", "specific", "fits_persona", "well_formed")

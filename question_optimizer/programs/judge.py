@@ -19,10 +19,10 @@ from question_optimizer.errors import reason_of
 from question_optimizer.gates import GateFailure, gate_failures
 from question_optimizer.hostile_text import promptable
 from question_optimizer.usage import metered
+from question_optimizer.verdict import CRITERIA
 
 T = TypeVar("T")
 Score1to5 = Literal[1, 2, 3, 4, 5]
-CRITERIA = ("answerable", "self_contained", "specific", "fits_persona", "well_formed")
 PASS_SCORE = 0.75  # a mean of 4 on the rubric's 1 to 5
 PASS_CRITERION = 3  # and none below this: one outright fault makes a bad example to learn from
 NO_REFERENCE = "(none given)"

@@ -31,6 +31,7 @@ from question_optimizer.programs.pairwise import Comparison, PairwiseJudge, Writ
 from question_optimizer.programs.runs import in_threads, item_id
 from question_optimizer.records import GoldItem
 from question_optimizer.statistics import Estimate, agreement, clustered_mean
+from question_optimizer.verdict import MAX_MISSING
 
 Kind = Literal["rejected", "bad", "planted"]
 KINDS: tuple[Kind, ...] = ("rejected", "bad", "planted")
@@ -39,7 +40,6 @@ MOST_PAIRS = 100
 # chunks says little about others.
 FEWEST_PAIRS, FEWEST_CHUNKS = 20, 10
 LEAST_CONSISTENT = 0.8
-MOST_UNJUDGED = 0.05
 _EDITED_FROM = 0.5  # Jaccard index from which a suggestion counts as what an edited gold came from
 
 
@@ -470,7 +470,7 @@ def _verdict(
 
 
 def _unjudged(missing: int, asked: int, errors: Sequence[str]) -> str:
-    if missing <= MOST_UNJUDGED * asked:
+    if missing <= MAX_MISSING * asked:
         return ""
     [(reason, _)] = Counter(errors).most_common(1)
     return f"{missing} of {asked} pairs could not be judged ({reason})"

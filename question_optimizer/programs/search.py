@@ -27,8 +27,8 @@ from question_optimizer.programs.runs import (
 )
 from question_optimizer.programs.trust import Judge
 from question_optimizer.records import GoldItem
+from question_optimizer.verdict import MAX_MISSING
 
-MAX_UNJUDGED = 0.05  # more failed judgements than this and the choice would rest on what is missing
 FINALISTS = 6  # candidates looked at on the dev set, of an optimiser that scores by the train set
 _PROPOSAL_ATTEMPTS = 3
 _MOST_ROLLOUTS = 30
@@ -160,7 +160,7 @@ class Task:
         failed, asked = len(self.counted.failures), self.counted.judgements
         runs = self.plan.runs()
         expected = asked if final else runs["student"] + runs["teacher"]
-        if failed > MAX_UNJUDGED * max(1, expected):
+        if failed > MAX_MISSING * max(1, expected):
             raise StopRun(
                 f"{failed} of {asked} questions could not be judged "
                 f"({self.counted.failures[0]}); no choice can rest on the others; check the "
@@ -224,7 +224,7 @@ def choose(
     were judged in all of them. Ties go to the earlier, so the unoptimised wins against equals."""
     rows = list(zip(*scores, strict=True))
     judged = [row for row in rows if not any(isinstance(score, Unjudged) for score in row)]
-    if len(rows) - len(judged) > MAX_UNJUDGED * len(rows):
+    if len(rows) - len(judged) > MAX_MISSING * len(rows):
         raise StopRun(
             f"{len(rows) - len(judged)} of {len(rows)} dev items could not be judged in every "
             "candidate; no choice can rest on the others; check the accounts and run again",

@@ -22,6 +22,7 @@ from question_optimizer.reports.figures import (
 )
 from question_optimizer.reports.markup import Html, Row, details, join, table, tag
 from question_optimizer.reports.plots import interval_plot
+from question_optimizer.verdict import CRITERIA
 
 Summary = Mapping[str, Any]
 Comparison = Mapping[str, Any]
@@ -37,9 +38,6 @@ def intervals_section(comparisons: Sequence[Comparison], min_gain: float | None)
         f"chance alone is an unlikely reason. A full point decides, an open one does not.{wanted}"
     )
     return join([tag("p", said), interval_plot(comparisons, min_gain)])
-
-
-_CRITERIA = ("answerable", "self_contained", "specific", "fits_persona", "well_formed")
 
 
 class _Measure(NamedTuple):
@@ -61,7 +59,7 @@ _MEASURES: dict[str, list[_Measure]] = {
         _Measure("passed", "passed", share, points),
         *(
             _Measure(name, f"{name.replace('_', ' ')}, 1 to 5", two, lambda d: signed(d, 2))
-            for name in _CRITERIA
+            for name in CRITERIA
         ),
     ],
     "Sound questions": [
