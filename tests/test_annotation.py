@@ -2970,7 +2970,8 @@ def test_two_annotators_work_at_once_and_one_only_once(script: Script) -> None:
         if path.name in ("gold_dataset.anna.json", "gold_dataset.bob.json")
     ]
     same = sum(one == other for one, other in zip(*picked, strict=True))
-    assert (both["who"], both["kept"]["n"], both["kept"]["raw"]["value"]) == ("anna and bob", 12, 1)
+    assert both["who"] in ("anna and bob", "bob and anna")  # whoever decided first
+    assert (both["kept"]["n"], both["kept"]["raw"]["value"]) == (12, 1)
     assert both["choice"]["raw"]["value"] == round(same / 12, 6)
     assert 0 < same < 12  # each was shown another order
 
