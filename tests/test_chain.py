@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,7 +22,7 @@ _VOLATILE = (
     *("cache/", "annotations.sqlite", "generation.sqlite", "daily_request_log.json"),
     "optimize.lock",
 )
-_KILLS = 5
+_KILLS = int(os.environ.get("CHAIN_KILLS", "3"))  # of each phase
 
 
 def phases(data: Path, qdrant: Path, *extra: str) -> dict[str, list[str]]:
