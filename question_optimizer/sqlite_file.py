@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from question_optimizer.errors import UserError
+
+_PATIENCE_SECONDS = 30.0
 
 
 def open_database(
@@ -33,13 +36,27 @@ def open_database(
             raise UserError(f"{path}: version {found} is newer than the {version} known here")
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         if found < version:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"))
             _bring_up(connection, schema, version, migrations or {})
         table = schema.split("(")[0].split()[-1]
         connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - our schema
     except (sqlite3.DatabaseError, OSError) as error:
         raise UserError(f"{path}: cannot be opened ({error}); restore it from a backup") from error
     return connection
+
+
+def _patiently(switch: Callable[[], object]) -> None:
+    """Two processes that make the same file: SQLite does not wait for the lock that a change of
+    the journal's mode takes, so this does."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            switch()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _bring_up(
