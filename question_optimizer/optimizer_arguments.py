@@ -19,13 +19,8 @@ _MIPRO_SIZES = {"light": 6, "medium": 12, "heavy": 18}  # DSPy's AUTO_RUN_SETTIN
 _MIPRO_MINIBATCH_ABOVE = 50  # dev items; DSPy's own threshold
 _AT_LEAST_ONE = (
     *("max_metric_calls", "max_full_evals", "num_trials", "bsize", "max_steps", "max_rounds"),
-    *(
-        "num_candidates",
-        "minibatch_size",
-        "minibatch_full_eval_steps",
-        "reflection_minibatch_size",
-        "depth",
-    ),
+    *("num_candidates", "minibatch_size", "minibatch_full_eval_steps"),
+    *("reflection_minibatch_size", "depth"),
 )
 _GEPA_OVERSHOOT = 1.35  # feedback calls come on top of its budget (measured: 1.1 to 1.35)
 

@@ -185,7 +185,7 @@ class Evaluation:
         """The gold set by hash: what a check of the judge depends on."""
         return {self.gold.path.name: files.sha256(self.gold.path)}
 
-    @property
+    @cached_property
     def judge_figures(self) -> dict[str, Any]:
         """What is known of the judge that scores."""
         found = any_check(self.data_dir, self.judge, self.judge_models, self.gold_input)

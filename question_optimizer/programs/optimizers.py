@@ -18,7 +18,7 @@ from question_optimizer.optimizer_arguments import GEPA_BUDGETS, gepa_budget
 
 
 class Search(NamedTuple):
-    """What an optimiser works with."""
+    """What an optimiser works with; the student's LM and `max_errors` are those of the context."""
 
     student: dspy.Module
     metric: Callable[..., Any]
@@ -45,7 +45,6 @@ def _bootstrap(search: Search, arguments: Mapping[str, Any]) -> list[Candidate]:
         metric=search.metric,
         teacher_settings={"lm": search.teacher},
         num_threads=search.threads,
-        max_errors=_no_limit(search),
         **arguments,
     )
     compiled = optimizer.compile(search.student, trainset=search.train, valset=search.dev)
@@ -74,7 +73,6 @@ def _mipro(search: Search, arguments: Mapping[str, Any]) -> list[Candidate]:
         task_model=dspy.settings.lm,
         teacher_settings={"lm": search.teacher},
         num_threads=search.threads,
-        max_errors=_no_limit(search),
         seed=search.seed % 2**32,  # Optuna's; not to compile(), which takes 0 for no seed
         **own,
     )
@@ -152,11 +150,6 @@ def _copro(search: Search, arguments: Mapping[str, Any]) -> list[Candidate]:
         Candidate(f"proposal {number}", entry["program"], entry["score"])
         for number, entry in enumerate(compiled.candidate_programs, 1)
     ]
-
-
-def _no_limit(search: Search) -> int:
-    """More errors than a search can have: failures are recorded where they happen."""
-    return 1000 * (len(search.train) + len(search.dev))
 
 
 _SEARCHES: Mapping[str, Callable[[Search, Mapping[str, Any]], list[Candidate]]] = {

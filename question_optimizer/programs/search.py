@@ -125,6 +125,8 @@ class Task:
 
     def __init__(self, plan: Plan, models: LanguageModels, judged: Callable[[], None]):
         self.plan = plan
+        runs = plan.runs()
+        self._to_judge = runs["student"] + runs["teacher"]  # at most
         self._seen = models.answers.seen
         self.teacher = models.lm("teacher")
         self.counted: Any
@@ -158,8 +160,7 @@ class Task:
     def check_failures(self, final: bool = False) -> None:
         """StopRun where so much could not be judged that no choice can rest on the rest."""
         failed, asked = len(self.counted.failures), self.counted.judgements
-        runs = self.plan.runs()
-        expected = asked if final else runs["student"] + runs["teacher"]
+        expected = asked if final else self._to_judge
         if failed > MAX_MISSING * max(1, expected):
             raise StopRun(
                 f"{failed} of {asked} questions could not be judged "
