@@ -44,6 +44,7 @@ benchmarks: $(STAMP)
 	$(RUN) benchmarks/annotation_wait.py
 	$(RUN) benchmarks/dispatcher.py
 	$(RUN) benchmarks/optimizers.py
+	$(RUN) benchmarks/generator.py
 
 venv: $(STAMP)
 
