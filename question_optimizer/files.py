@@ -8,6 +8,7 @@ depends on the clock: the same inputs give the same bytes.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import functools
 import hashlib
 import json
@@ -33,15 +34,23 @@ def write_atomic(path: Path, content: str | bytes) -> bool:
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
         return False
+    return _write_parts(path, [data])
+
+
+def _write_parts(path: Path, parts: Iterable[bytes]) -> bool:
+    """As `write_atomic`, for what is larger than memory; compared with the old file at the end."""
     # The name tells whose it is, so that a killed process's leftover is recognised as one.
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         with part.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
+        if path.is_file() and filecmp.cmp(part, path, shallow=False):
+            _discard(part)
+            return False
         part.replace(path)
     except OSError as error:
         _discard(part)
@@ -81,7 +90,16 @@ def write_json(path: Path, value: Any) -> bool:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> bool:
     """One compact JSON object a line, atomically; return whether the file changed."""
-    return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return write_atomic(path, b"".join(map(_line, rows)))
+
+
+def stream_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> bool:
+    """As `write_jsonl`, row by row, for what is larger than memory."""
+    return _write_parts(path, map(_line, rows))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path, *, made_by: str | None) -> Any:

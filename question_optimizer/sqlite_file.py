@@ -67,8 +67,16 @@ def _bring_up(
     with connection:
         # Another process may have done it while this one waited for the lock.
         found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if not found and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise UserError(
+                f"{_file_of(connection)}: another program's database; name another file"
+            )
         steps = [migrations.get(old, "") for old in range(found, version)] if found else []
         for script in [*steps, schema]:
             for statement in filter(str.strip, script.split(";")):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version={version}")
+
+
+def _file_of(connection: sqlite3.Connection) -> str:
+    return str(connection.execute("PRAGMA database_list").fetchone()[2])
