@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from question_optimizer.failures import Failure
+from question_optimizer.generation.forecast import Allowance
 from question_optimizer.limit_store import Limits, Wish
 from question_optimizer.limits import UNITS, Meter, Need, Pace, Unit
 from question_optimizer.providers import LLMClientConfig, Role
@@ -23,6 +24,7 @@ _REST_AFTER_FAILURES = 3
 _REST_SECONDS = (1.0, 60.0)  # first and longest rest of an account that keeps failing
 _LEARNT_IN_FLIGHT_SECONDS = 2.0  # a longer Retry-After speaks of a rate
 _DAY_SECONDS = 86400.0
+_LONG_REST_SECONDS = 600.0  # from which on the time tells more than the seconds
 
 
 @dataclass(eq=False, slots=True)
@@ -167,6 +169,43 @@ class Account:
                 pace.set_limit(lowest, now)
 
     # ------------------------------------------------------------------ what can be seen
+
+    def allowance(self, now: float, wall: float, usual: Need) -> Allowance:
+        """What it may still do by its limits as learnt, in calls that take as much as `usual`."""
+        meter, config = self.limits.meter, self.config
+        ends = self.limits.day_ends()
+        spent = self.limits.spent()  # turns the meter's day
+        rests = self.resting_until() - now >= ends.timestamp() - wall - 1.0
+        per_day = config.daily_limit or math.inf
+        left = per_day - meter.requests_today
+        if config.daily_token_limit and usual.tokens:
+            per_day = min(per_day, config.daily_token_limit / usual.tokens)
+            left = min(left, (config.daily_token_limit - meter.tokens_today) / usual.tokens)
+        paces = zip(meter.paces, usual, strict=True)
+        return Allowance(
+            per_minute=60.0 * min(pace.rate / units for pace, units in paces if units),
+            left_today=0.0 if spent or rests else max(0.0, left),
+            per_day=per_day,
+            day_ends=ends,
+        )
+
+    def line(self, now: float, wall: float) -> str:
+        """For a progress bar: today's calls and the pace, or why there are none."""
+        name, meter = self.config.name, self.limits.meter
+        if self.out:
+            return f"{name} is out"
+        rest = self.resting_until() - now
+        if (spent := self.limits.spent()) or rest >= _LONG_REST_SECONDS:
+            until = self.usable_again(now, wall).astimezone(UTC)
+            day = f"{until:%Y-%m-%d} " if until.timestamp() - wall > _DAY_SECONDS else ""
+            return f"{name} {'spent' if spent else 'rests'} until {day}{until:%H:%M} UTC"
+        if rest >= 1:
+            return f"{name} rests {rest:.0f} s"
+        most = f"/{self.config.daily_limit}" if self.config.daily_limit else ""
+        pace = meter.paces[0]
+        rate = 60.0 * (pace.limit if pace.rate >= pace.full else pace.rate)
+        told = f", {round(rate, 1):g}/min" if rate < math.inf else ""
+        return f"{name} {meter.requests_today:.0f}{most} today{told}"
 
     def seen(self, now: float) -> dict[str, Any]:
         """Counts, limits as learnt, state; no key, no address."""

@@ -8,18 +8,19 @@ import difflib
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
 
 from question_optimizer.errors import INTERRUPTED, USAGE, StopRun, UserError
-from question_optimizer.hostile_text import printable
+from question_optimizer.hostile_text import one_line, printable
 
 if TYPE_CHECKING:
-    from question_optimizer.dispatcher import LLMDispatcher
     from question_optimizer.providers import LLMClientConfig
 
 SETTING_FLAGS = {
@@ -35,6 +36,7 @@ SETTING_FLAGS = {
 }
 _GRACE_SECONDS = 10.0
 _LOG_EVERY_SECONDS = 30.0
+_FEWEST_BLOCKS = 5  # of a bar; where words leave no room for them they are worth more
 
 
 def bare_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -170,8 +172,14 @@ def _script() -> str:
     return os.path.basename(sys.argv[0]) or "question-optimizer"
 
 
+class Stoppable(Protocol):
+    """Whoever makes calls: a dispatcher, or a cluster of them."""
+
+    def stop(self, reason: StopRun) -> None: ...
+
+
 @contextlib.contextmanager
-def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
+def finish_on_interrupt(*callers: Stoppable) -> Iterator[threading.Event]:
     """First Ctrl-C (or TERM): no new call starts, what is in flight may end, at most 10 s. Second:
     leave at once. Yields the event that the first one sets."""
     asked = threading.Event()
@@ -188,7 +196,8 @@ def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
             leave()
         asked.set()
         print("\nfinishing what is in flight; press Ctrl-C again to leave at once", file=stream)
-        dispatcher.stop(StopRun("interrupted; everything so far is saved", exit_code=INTERRUPTED))
+        for caller in callers:
+            caller.stop(StopRun("interrupted; everything so far is saved", exit_code=INTERRUPTED))
         timer = threading.Timer(_GRACE_SECONDS, leave)
         timer.daemon = True
         timer.start()
@@ -204,10 +213,57 @@ def finish_on_interrupt(dispatcher: LLMDispatcher) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class Progress:
-    """done/total, failures, spend and time left, on stderr.
+def wait_until(
+    moment: datetime,
+    *,
+    why: str,
+    stop: threading.Event,
+    wall: Callable[[], float] = time.time,
+    sleep: Callable[[float], object] | None = None,
+) -> bool:
+    """Sleep until `moment` (aware) and a minute; say so once on stderr, count down on a terminal.
 
-    A bar that redraws itself on a terminal, a line every 30 s elsewhere.
+    In slices and by the clock on the wall, so that a suspended machine or a clock that is set does
+    not make it late. False as soon as `stop` is set. `why` may be a StopRun's text: what it says
+    after " until " is said here.
+    """
+    from question_optimizer.generation.forecast import seconds_until  # asyncio, which --help spares
+
+    stream, left = sys.stderr, seconds_until(moment, wall)
+    if left <= 0:
+        return not stop.is_set()
+    ends = datetime.fromtimestamp(wall() + left, UTC)
+    reason = printable(why.partition(" until ")[0])
+    day = f"{ends:%A}" if left < 6 * 86400 else f"{ends:%Y-%m-%d}"
+    print(
+        f"{reason}; waiting until {day} {ends:%H:%M} UTC ({_hours(left)}), Ctrl-C ends it; "
+        "everything is saved",
+        file=stream,
+    )
+    live = stream.isatty()
+    while (left := seconds_until(moment, wall)) > 0 and not stop.is_set():
+        if live:
+            print(f"\r\x1b[Kgoes on in {_hours(left)}", end="", file=stream, flush=True)
+        (sleep or stop.wait)(min(left, 1.0 if live else _LOG_EVERY_SECONDS))
+    if live:
+        print("\r\x1b[K", end="", file=stream, flush=True)
+    return not stop.is_set()
+
+
+def _hours(seconds: float) -> str:
+    """5 h 12 min; 12 min; below ten minutes 3 min 20 s."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+class Progress:
+    """done/total, rejected, failures, spend and when it ends, on stderr.
+
+    A bar that redraws itself on a terminal and is cut to its width, a line every 30 s elsewhere.
+    `eta(left)` tells in words when so many items will be through; where it tells nothing, the time
+    left is guessed from the pace so far.
     """
 
     def __init__(
@@ -217,12 +273,14 @@ class Progress:
         *,
         spend: Callable[[], float] | None = None,
         note: Callable[[], str] = str,
+        eta: Callable[[int], str] | None = None,
     ):
         self._note = note
+        self._eta = eta
         self._what = what
         self._total = total if callable(total) else lambda: total
         self._spend = spend
-        self._done = self._failed = 0
+        self._done = self._rejected = self._failed = 0
         self._started = self._shown = time.monotonic()
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -239,11 +297,12 @@ class Progress:
             self._draw()
             print(file=self._stream)
 
-    def advance(self, *, failed: bool = False) -> None:
+    def advance(self, *, failed: bool = False, rejected: bool = False) -> None:
         """One more item is through."""
         with self._lock:
             self._done += 1
             self._failed += failed
+            self._rejected += rejected
             now = time.monotonic()
             if now - self._shown >= (0.2 if self._terminal else _LOG_EVERY_SECONDS):
                 self._shown = now
@@ -251,30 +310,49 @@ class Progress:
 
     def _tick(self) -> None:
         """Say something also while nothing ends: a silent minute looks like a dead program."""
-        while not self._over.wait(_LOG_EVERY_SECONDS):
+        every = 1.0 if self._terminal else _LOG_EVERY_SECONDS
+        while not self._over.wait(every):
             with self._lock:
-                if time.monotonic() - self._shown >= _LOG_EVERY_SECONDS:
+                if time.monotonic() - self._shown >= every:
                     self._shown = time.monotonic()
                     self._draw()
 
     def _draw(self) -> None:
-        elapsed = time.monotonic() - self._started
         total = max(self._total(), self._done)
-        left = elapsed / max(1, self._done) * (total - self._done)
-        parts = [f"{self._what} {self._done}/{total}", f"{self._failed} failed"]
-        if self._spend and (spend := self._spend()):
-            parts.append(f"spent {spend:.4f}")
-        if self._done:
-            parts.append(f"{_duration(left)} left")
-        if note := self._note():
-            parts.append(note)
-        line = ", ".join(parts)
-        if self._terminal:
-            filled = round(20 * self._done / max(1, total))
-            print(f"\r\x1b[K{'█' * filled}{'░' * (20 - filled)} {line}", end="", file=self._stream)
-            self._stream.flush()
-        else:
+        line = one_line(", ".join(filter(None, self._parts(total))))
+        if not self._terminal:
             print(line, file=self._stream)
+            return
+        room = _width(self._stream) - 1  # a full last column makes some terminals begin a new line
+        if (blocks := min(20, room - len(line) - 1)) >= _FEWEST_BLOCKS:
+            filled = round(blocks * self._done / max(1, total))
+            line = f"{'█' * filled}{'░' * (blocks - filled)} {line}"
+        if len(line) > room:
+            line = line[: room - 1] + "…"
+        print(f"\r\x1b[K{line}", end="", file=self._stream)
+        self._stream.flush()
+
+    def _parts(self, total: int) -> Iterator[str]:
+        yield f"{self._what} {self._done}/{total}"
+        if self._rejected:
+            yield f"{self._rejected} rejected"
+        yield f"{self._failed} failed"
+        if self._spend and (spend := self._spend()):
+            yield f"spent {spend:.4f}"
+        left = total - self._done
+        if self._eta and (told := self._eta(left)):
+            yield told
+        elif self._done:
+            elapsed = time.monotonic() - self._started
+            yield f"{_duration(elapsed / self._done * left)} left"
+        yield self._note()
+
+
+def _width(stream: TextIO) -> int:
+    """Columns of the terminal behind `stream`: stdout, which Python asks, may be a file."""
+    with contextlib.suppress(OSError, ValueError):
+        return max(20, os.get_terminal_size(stream.fileno()).columns or 80)
+    return shutil.get_terminal_size().columns
 
 
 def _duration(seconds: float) -> str:

@@ -30,6 +30,7 @@ from typing import Any, Protocol, TypeVar
 from question_optimizer.accounts import Account
 from question_optimizer.errors import BUDGET, TRY_LATER, USAGE, StopRun, UserError
 from question_optimizer.failures import Failure, classify
+from question_optimizer.generation.forecast import Allowance
 from question_optimizer.home_loop import HomeLoop
 from question_optimizer.limit_file import SharedLimitStore
 from question_optimizer.limit_store import LimitStore
@@ -460,6 +461,19 @@ class LLMDispatcher:
         serving = [a for a in self._accounts if a.serves(role) and not a.out]
         return sum(a.limits.meter.paces[0].limit * 60.0 for a in serving)
 
+    def allowances(self, role: Role | None = None) -> list[Allowance]:
+        """What each account of `role` may still do, for a forecast; none of those that are out.
+
+        Limits on tokens count as calls by what calls have used on the average so far.
+        """
+        serving = [a for a in self._accounts if a.serves(role) and not a.out]
+        answered = max(1, sum(a.ok for a in self._accounts))
+        used_in = sum(a.input_tokens for a in self._accounts) / answered
+        used_out = sum(a.output_tokens for a in self._accounts) / answered
+        usual = Need(1.0, used_in + used_out, used_in, used_out)
+        now, wall = self._clock(), self._wall()
+        return [account.allowance(now, wall, usual) for account in serving]
+
     def models(self, role: Role | None = None) -> list[str]:
         """The models that serve `role`, sorted."""
         return sorted({a.config.model for a in self._accounts if a.serves(role)})
@@ -480,6 +494,17 @@ class LLMDispatcher:
             ", ".join(f"{a.config.name} is out" for a in self._accounts if a.out),
         ]
         return " · ".join(part for part in parts if part)
+
+    def account_line(self, most: int = 6) -> str:
+        """For a progress bar: each account's calls today and its pace, or why there are none.
+
+        Of more accounts than `most` the first ones and how many more there are.
+        """
+        now, wall = self._clock(), self._wall()
+        lines = [account.line(now, wall) for account in self._accounts[:most]]
+        if (more := len(self._accounts) - most) > 0:
+            lines.append(f"{more} more")
+        return " · ".join(lines)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """One plain dict per account: counts, tokens, spend, limits as learnt, state. No key.
@@ -812,6 +837,7 @@ class LLMDispatcher:
             f"{until.astimezone(UTC):%Y-%m-%d %H:%M} UTC; everything is saved, run the same "
             "command then" + (f" ({reasons})" if reasons else ""),
             exit_code=TRY_LATER,
+            until=until,
         )
 
     def _arm(self, at: float, now: float) -> None:

@@ -9,6 +9,8 @@ reached, 75 try later (folder locked, quota spent), 130 interrupted.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 USAGE = 2
 NO_GO = 3
 FAILED_ITEMS = 4
@@ -40,16 +42,19 @@ class StopRun(BaseException):
     A `BaseException`, because DSPy's optimisers catch every `Exception` of a program and turn it
     into a score of zero (MIPROv2, GEPA and SIMBA all do). An outage must never become a score, so
     it has to pass through them.
+
+    `until` is when the run may go on, in UTC, where waiting helps.
     """
 
-    def __init__(self, message: str, *, exit_code: int):
+    def __init__(self, message: str, *, exit_code: int, until: datetime | None = None):
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code
+        self.until = until.astimezone(UTC) if until else None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _stop_run, (str(self), self.exit_code)
+        return _stop_run, (str(self), self.exit_code, self.until)
 
 
-def _stop_run(message: str, exit_code: int) -> StopRun:
+def _stop_run(message: str, exit_code: int, until: datetime | None = None) -> StopRun:
     """How a copy, or another process, makes one again."""
-    return StopRun(message, exit_code=exit_code)
+    return StopRun(message, exit_code=exit_code, until=until)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import openai
@@ -28,6 +31,7 @@ from conftest import ROOT, clean_environment
 from question_optimizer.dispatcher import Lease, LLMClientConfig, LLMDispatcher
 from question_optimizer.errors import BUDGET, INTERRUPTED, TRY_LATER, USAGE, StopRun, UserError
 from question_optimizer.failures import Failure
+from question_optimizer.generation.forecast import Allowance
 from question_optimizer.wire import ChatRequest, complete
 from virtual_time import Deadlock, run
 
@@ -462,6 +466,81 @@ def test_what_can_be_seen_tells_limits_by_role_and_counts_without_key() -> None:
         10 * second["ok"],
     )
     assert "hidden-key" not in repr(dispatcher.snapshot())
+
+
+def test_what_accounts_may_still_do_is_told_in_calls() -> None:
+    midnight = datetime(2026, 3, 15, tzinfo=UTC)
+
+    async def main() -> list[list[Allowance]]:
+        dispatcher = dispatcher_of(
+            account("paced", rpm_limit=60.1, daily_limit=10, roles=("student",)),
+            account("tokens", tpm_limit=6010, daily_token_limit=9000, reset_zone="Asia/Tokyo"),
+            account("free", roles=("judge",)),
+            account("revoked"),
+        )
+        provider = Provider(answer=Used(150, 50), revoked=[refused(401)])
+        before = dispatcher.allowances("student")
+        for _ in range(6):
+            await ask(dispatcher, provider, role="student", input_tokens=150)
+        assert [seen["ok"] for seen in dispatcher.snapshot()] == [4, 2, 0, 0]
+        return [before[:2], dispatcher.allowances("student"), dispatcher.allowances("judge")[1:]]
+
+    before, after, judge = run(main())
+    assert [allowed.left_today for allowed in before] == [10, math.inf]  # no call was measured yet
+    paced, tokens = after
+    assert paced == Allowance(paced.per_minute, 10 - 4, 10, midnight)
+    assert paced.per_minute == pytest.approx(60)
+    in_tokyo = datetime(2026, 3, 14, 15, tzinfo=UTC)
+    assert tokens == Allowance(tokens.per_minute, 9000 / 200 - 2, 9000 / 200, in_tokyo)
+    assert tokens.per_minute == pytest.approx(6000 / 200)
+    assert judge == [Allowance(math.inf, math.inf, math.inf, midnight)]
+
+
+def test_who_is_spent_or_rests_till_its_day_ends_has_nothing_left_today() -> None:
+    async def main() -> list[float]:
+        dispatcher = dispatcher_of(account("spent", daily_limit=1), account("rests"), account("ok"))
+        daily = refused(429, "Rate limit reached for requests per day (RPD)")
+        provider = Provider(rests=[daily])
+        for _ in range(3):
+            await ask(dispatcher, provider)
+        return [allowed.left_today for allowed in dispatcher.allowances()]
+
+    assert run(main()) == [0, 0, math.inf]
+
+
+def test_a_line_tells_each_accounts_calls_and_pace_or_why_there_are_none() -> None:
+    async def main() -> list[str]:
+        dispatcher = dispatcher_of(
+            account("groq-1", rpm_limit=28, daily_limit=1000),
+            account("mistral", daily_limit=1, reset_zone="America/Los_Angeles"),
+            account("free", rpm_limit=0.5),
+            account("short"),
+            account("long"),
+            account("revoked"),
+        )
+        said = [dispatcher.account_line()]
+        leases = [await dispatcher.get_available_client() for _ in range(6)]
+        for lease in leases[:3]:
+            await dispatcher.release_client_on_success(lease)
+        for lease, failure in zip(
+            leases[3:],
+            (
+                Failure("rate_limited", "429", retry_after=90.0),
+                Failure("rate_limited", "429", retry_after=7200.0),
+                Failure("account_out", "401"),
+            ),
+            strict=True,
+        ):
+            await dispatcher.release_client_on_failure(lease, failure)
+        return [*said, dispatcher.account_line(), dispatcher.account_line(most=2)]
+
+    assert run(main()) == [
+        "groq-1 0/1000 today, 28/min · mistral 0/1 today · free 0 today, 0.5/min · short 0 today · "
+        "long 0 today · revoked 0 today",
+        "groq-1 1/1000 today, 28/min · mistral spent until 07:00 UTC · free 1 today, 0.5/min · "
+        "short rests 90 s · long rests until 14:01 UTC · revoked is out",
+        "groq-1 1/1000 today, 28/min · mistral spent until 07:00 UTC · 4 more",
+    ]
 
 
 # ---------------------------------------------------------------------- failures
@@ -1041,6 +1120,30 @@ def test_a_spent_daily_limit_stops_the_run_and_says_until_when() -> None:
             "everything is saved, run the same command then",
         )
     ] * 2
+    assert {stop.until for stop in stops} == {datetime(2026, 3, 15, tzinfo=UTC)}
+
+
+def test_what_a_stop_says_outlives_copies_and_pickles() -> None:
+    until = datetime(2026, 3, 15, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+    for stop in (
+        StopRun("spent", exit_code=TRY_LATER, until=until),
+        StopRun("over", exit_code=BUDGET),
+    ):
+        for again in (pickle.loads(pickle.dumps(stop)), copy.copy(stop), copy.deepcopy(stop)):
+            assert (str(again), again.exit_code) == (str(stop), stop.exit_code)
+            assert again.until == stop.until == (until if stop.exit_code == TRY_LATER else None)
+            assert again.until is None or again.until.tzinfo is UTC
+
+
+def test_who_rests_and_is_not_spent_is_waited_for_no_longer_than_it_rests() -> None:
+    async def main() -> StopRun:
+        dispatcher = dispatcher_of(account("rests"), account("spent", daily_limit=1))
+        provider = Provider(rests=[refused(429, retry_after="7200")])
+        await ask(dispatcher, provider)
+        return await stopped(ask(dispatcher, provider))
+
+    stop = run(main())
+    assert stop.until == datetime(2026, 3, 14, 14, 1, tzinfo=UTC)
 
 
 def test_the_end_of_the_quota_names_accounts_that_are_out_as_well() -> None:
