@@ -298,7 +298,8 @@ _JSON_KEY = re.compile(
 _UNPARTED = "\u3040-\u30ff\u3400-\u9fff"  # scripts that do not part words by spaces
 _THAI = "\u0e00-\u0e7f"
 _EACH = f"{_THAI}{_UNPARTED}\uac00-\ud7af"
-_ONE_WORD_EACH = re.compile(f"[{_EACH}]|[^\\W{_EACH}]+")
+# A word, or a character of a script that does not part words.
+ONE_WORD_EACH = re.compile(f"[{_EACH}]|[^\\W{_EACH}]+")
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad]")
 # What stands in quotes or backticks: code, a message, a word that is spoken of.
 _CITED = re.compile(
@@ -365,7 +366,7 @@ def _json(text: str) -> str | None:
 def _outside(question: str, fewest: int, most: int) -> str | None:
     text = question[:LOOKED_AT].strip()
     signs = sum(bool(_SIGN.search(part)) for part in text.split() if not re.search(r"\w", part))
-    if len(_ONE_WORD_EACH.findall(text)) + signs < fewest:
+    if len(ONE_WORD_EACH.findall(text)) + signs < fewest:
         return f"has fewer than {fewest} words"
     if word_count(text) > most or len(question) > LOOKED_AT:
         return f"has more than {most} words"
@@ -668,31 +669,35 @@ def near_duplicates(
     of the rarest few grams of each (prefix filter; Chaudhuri et al. 2006, Bayardo et al. 2007).
     Texts without a letter are like none.
     """
-    sets = [_shingles(text) for text in texts]
+    sets = [shingles(text) for text in texts]
     seen = Counter(gram for grams in sets for gram in grams)
     by_gram: dict[str, list[int]] = defaultdict(list)
     found = []
     for j, grams in enumerate(sets):
-        rarest = sorted(grams, key=lambda gram: (seen[gram], gram))[: _prefix(grams, threshold)]
+        rarest = sorted(grams, key=lambda gram: (seen[gram], gram))[
+            : prefix_length(grams, threshold)
+        ]
         for i in sorted({i for gram in rarest for i in by_gram[gram]}):
-            if (index := _jaccard(sets[i], grams)) >= threshold:
+            if (index := jaccard(sets[i], grams)) >= threshold:
                 found.append((i, j, index))
         for gram in rarest:
             by_gram[gram].append(j)
     return sorted(found)
 
 
-def _prefix(grams: frozenset[str], threshold: float) -> int:
+def prefix_length(grams: frozenset[str], threshold: float) -> int:
     """How many of a set's grams must be looked at so that no set like it is missed."""
     return len(grams) - math.ceil(threshold * len(grams) - 1e-9) + 1
 
 
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """|a ∩ b| / |a ∪ b|; one of them must hold something."""
     common = len(a & b)
     return common / (len(a) + len(b) - common)
 
 
-def _shingles(text: str, n: int = 5) -> frozenset[str]:
+def shingles(text: str, n: int = 5) -> frozenset[str]:
+    """The character n-grams of the `folded` text; what is shorter is one gram, nothing is none."""
     plain = folded(text)
     if not plain:
         return frozenset()
@@ -708,12 +713,14 @@ def repeats(
     So a set that has collapsed costs no more than a varied one, as in `near_duplicates` it does.
     Two filters, of prefixes and of positions in them (PPJoin; Xiao et al. 2008), lose no pair.
     """
-    sets = [_shingles(text) for text in texts]
+    sets = [shingles(text) for text in texts]
     seen = Counter(gram for grams in sets for gram in grams)
     index: _Index = defaultdict(lambda: defaultdict(list))
     found = []
     for j, grams in enumerate(sets):
-        rarest = sorted(grams, key=lambda gram: (seen[gram], gram))[: _prefix(grams, threshold)]
+        rarest = sorted(grams, key=lambda gram: (seen[gram], gram))[
+            : prefix_length(grams, threshold)
+        ]
         like = _first_alike(
             grams, _candidates(rarest, len(grams), index, threshold), sets, threshold
         )
@@ -747,7 +754,7 @@ def _first_alike(
 ) -> tuple[int, float] | None:
     compared: set[int] = set()
     for i in candidates:
-        if i not in compared and (index := _jaccard(sets[i], grams)) >= threshold:
+        if i not in compared and (index := jaccard(sets[i], grams)) >= threshold:
             return i, index
         compared.add(i)
     return None
@@ -755,26 +762,26 @@ def _first_alike(
 
 def alike(a: str, b: str) -> float:
     """The Jaccard index of two texts' character 5-grams, 0 if one of them has none."""
-    of_a, of_b = _shingles(a), _shingles(b)
-    return _jaccard(of_a, of_b) if of_a and of_b else 0.0
+    of_a, of_b = shingles(a), shingles(b)
+    return jaccard(of_a, of_b) if of_a and of_b else 0.0
 
 
 def _near_duplicate(asked: _Asked) -> str | None:
     """`->` and `->>`, UPDATE and DELETE, 16 and 32: two questions, however alike their letters."""
-    grams = _shingles(asked.text)
+    grams = shingles(asked.text)
     length = len(folded(asked.text))
     for other in asked.others:
         there = len(folded(other))
         if not grams or not 0.5 * length - 8 <= there <= 2 * length + 8:
             continue
-        index = _jaccard(grams, _shingles(other)) if there else 0.0
-        if index >= NEAR_DUPLICATE and not _differ_in_a_name(asked.text, other):
+        index = jaccard(grams, shingles(other)) if there else 0.0
+        if index >= NEAR_DUPLICATE and not differ_in_a_name(asked.text, other):
             shown = " ".join(other[:LOOKED_AT].split())[:80]
             return f"is {index:.0%} alike to an accepted question: {shown}"
     return None
 
 
-def _differ_in_a_name(a: str, b: str) -> bool:
+def differ_in_a_name(a: str, b: str) -> bool:
     """Whether one has a sign, a number, an identifier or a "not" that the other has not."""
     one, two = ({t.strip(".,;:!?\"'()“”") for t in text[:LOOKED_AT].split()} for text in (a, b))
     folded_one, folded_two = ({token.casefold() for token in tokens} for tokens in (one, two))
