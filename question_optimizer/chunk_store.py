@@ -10,10 +10,10 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from question_optimizer.errors import TRY_LATER, UserError, reason_of
 from question_optimizer.hostile_text import storable
@@ -270,6 +270,11 @@ def chunk_of(
     )
 
 
+def former_query_of(payload: Mapping[str, Any]) -> str | None:
+    """The question that the old generator left in a payload or in its node."""
+    return _former_query({**_node(payload).get("metadata", {}), **payload})
+
+
 def _former_query(payload: Mapping[str, Any]) -> str | None:
     """The old generator's question, which ours keeps beside its own when it replaces one."""
     provenance = payload.get(PROVENANCE_KEY)
@@ -369,79 +374,3 @@ def _first_page(doc_items: Any) -> int | None:
         if isinstance(prov, dict)
     ]
     return min((page for page in pages if isinstance(page, int)), default=None)
-
-
-# ---------------------------------------------------------------------- writing
-
-
-class Written(NamedTuple):
-    """How many points got a new value, had it already, or are no longer there."""
-
-    changed: int
-    unchanged: int
-    missing: list[PointId]
-
-
-def query_payload(
-    payload: Mapping[str, Any], query: str, provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The keys to set so that Qdrant filters and LlamaIndex both see `query`.
-
-    LlamaIndex reads a node's metadata from `_node_content` alone; Qdrant filters on the payload
-    alone: both get it, in one update. Inside the node the key is excluded from embedding and LLM
-    text, or the next re-embedding would put the question into its own chunk's vector. The old
-    generator's question is kept in the provenance.
-    """
-    former = _former_query({**_node(payload).get("metadata", {}), **payload})
-    kept = {"former_query": former} if former else {}
-    update: dict[str, Any] = {QUERY_KEY: query, PROVENANCE_KEY: {**provenance, **kept}}
-    content = payload.get("_node_content")
-    if not isinstance(content, str):
-        return update
-    try:
-        node = json.loads(content)
-    except ValueError:
-        return update
-    if not isinstance(node, dict) or not isinstance(node.setdefault("metadata", {}), dict):
-        return update
-    node["metadata"][QUERY_KEY] = query
-    for key in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"):
-        excluded = node.setdefault(key, [])
-        if isinstance(excluded, list) and QUERY_KEY not in excluded:
-            excluded.append(QUERY_KEY)
-    content = json.dumps(node, ensure_ascii=False)
-    # Half a surrogate pair stays escaped: raw, no HTTP body could carry it.
-    update["_node_content"] = content if storable(content) == content else json.dumps(node)
-    return update
-
-
-def write_queries(
-    client: QdrantClient,
-    collection: str,
-    queries: Iterable[tuple[PointId, str, Mapping[str, Any]]],
-) -> Written:
-    """Set each (point id, query, provenance) in place; vectors, ids and all else stay as they are.
-
-    One update is one transaction, so a crash leaves a point wholly old or wholly new. Points that
-    already hold the values are not written again, so a repeated call changes nothing.
-    """
-    wanted = {point_id: (query, provenance) for point_id, query, provenance in queries}
-    changed = unchanged = 0
-    missing: list[PointId] = []
-    ids = list(wanted)
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
-        records = client.retrieve(collection, batch, with_payload=True, with_vectors=False)
-        there = {record.id: record.payload or {} for record in records}
-        for point_id in batch:
-            if point_id not in there:
-                missing.append(point_id)
-                continue
-            payload = there[point_id]
-            update = query_payload(payload, *wanted[point_id])
-            if all(payload.get(key) == value for key, value in update.items()):
-                unchanged += 1
-                continue
-            client.set_payload(collection, update, points=[point_id])
-            changed += 1
-    return Written(changed, unchanged, missing)

@@ -44,7 +44,7 @@ _RESTORE = "restore the folder from a backup"
 _SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
-class _Inert:
+class Inert:
     """Stands for qdrant's record classes: keeps their state, runs none of their code."""
 
     def __setstate__(self, state: Any) -> None:
@@ -75,10 +75,10 @@ _DATA_TYPES = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("qdrant_client.") and name in _RECORD_CLASSES:
-            return _Inert
+            return Inert
         if (module, name) in _DATA_TYPES:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"forbidden class {module}.{name}")
@@ -88,10 +88,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickled(blob: bytes) -> Any:
-    return _Unpickler(io.BytesIO(blob)).load()
+    return RestrictedUnpickler(io.BytesIO(blob)).load()
 
 
-def _point_id(key: str) -> PointId:
+def point_id_of(key: str) -> PointId:
     """The id that a `points.id` value stands for, UUIDs in their canonical spelling."""
     raw = base64.b64decode(key)
     # Fast path: protocol 4 or 5, framed, one short string; 100,000 ids decode in a tenth the time.
@@ -199,7 +199,7 @@ class QdrantFolder:
             marks = ",".join("?" * len(batch))
             rows = self._query(f"SELECT id, point FROM points WHERE id IN ({marks})", batch)  # noqa: S608
             for key, blob in rows:
-                self._payload(_point_id(key), blob)
+                self._payload(point_id_of(key), blob)
 
     def _key_of(self) -> dict[PointId, str]:
         """{point id: newest row's key}: old clients under Python 3.14 wrote a second row per id."""
@@ -207,7 +207,7 @@ class QdrantFolder:
             rows = self._query("SELECT id, rowid FROM points INDEXED BY sqlite_autoindex_points_1")
             rows.sort(key=lambda row: row[1])
             try:
-                self._keys = {_point_id(key): key for key, _ in rows}
+                self._keys = {point_id_of(key): key for key, _ in rows}
             except (
                 pickle.UnpicklingError,
                 binascii.Error,

@@ -19,18 +19,15 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client.models import PointStruct
 
-from conftest import COLLECTION, SAMPLE, tree_digest
+from conftest import COLLECTION, SAMPLE
 from qdrant_server import QdrantServer, make_folder, serving, storage_of, untouched
 from question_optimizer.chunk_store import (
     ChunkStore,
     ClientStore,
-    Written,
     chunk_of,
     extract_text,
     open_client,
     open_store,
-    query_payload,
-    write_queries,
 )
 from question_optimizer.errors import USAGE, UserError
 from question_optimizer.records import PointId
@@ -501,195 +498,9 @@ def ids_of(folder: Path, count: int) -> list[PointId]:
         return store.point_ids()[:count]
 
 
-def write(
-    folder: Path, queries: list[tuple[PointId, str, dict[str, str]]], collection: str = COLLECTION
-) -> Written:
-    with closing(open_client(folder)) as client:
-        return write_queries(client, collection, queries)
-
-
-PROVENANCE = {"pipeline": "p1", "model": "m"}
-
-
-def test_a_question_is_set_in_both_places_and_nowhere_else(qdrant: Path) -> None:
-    before = rows_of(qdrant)
-    first, second = ids_of(qdrant, 2)
-    queries = [(first, "Wie groß?", PROVENANCE), (second, "What “else”?", PROVENANCE)]
-    assert write(qdrant, queries) == (2, 0, [])
-    after = rows_of(qdrant)
-    assert after.keys() == before.keys()
-    asked = {point_id: query for point_id, query, _ in queries}
-    for key, point in after.items():
-        old = before[key]
-        assert (point.id, dense(point.vector)) == (old.id, dense(old.vector))
-        if point.id not in asked:
-            assert pickle.dumps(point) == pickle.dumps(old)
-            continue
-        query = asked[point.id]
-        content = json.loads(old.payload["_node_content"])
-        content["metadata"]["generated_query"] = query
-        content["excluded_embed_metadata_keys"].append("generated_query")
-        content["excluded_llm_metadata_keys"].append("generated_query")
-        assert json.loads(point.payload["_node_content"]) == content
-        assert {**point.payload, "_node_content": ""} == {
-            **old.payload,
-            "_node_content": "",
-            "generated_query": query,
-            "generated_query_provenance": PROVENANCE,
-        }
-
-
-def test_writing_the_same_questions_again_changes_no_byte(qdrant: Path) -> None:
-    queries = [(i, f"Question {i}?", PROVENANCE) for i in ids_of(qdrant, 250)]
-    assert write(qdrant, queries) == (250, 0, [])
-    written = tree_digest(qdrant)
-    assert write(qdrant, queries) == (0, 250, [])
-    assert tree_digest(qdrant) == written
-
-
-def test_another_question_replaces_the_old_one(qdrant: Path) -> None:
-    (point_id,) = ids_of(qdrant, 1)
-    write(qdrant, [(point_id, "Old?", PROVENANCE)])
-    assert write(qdrant, [(point_id, "New?", PROVENANCE)]) == (1, 0, [])
-    (point,) = (point for point in rows_of(qdrant).values() if point.id == point_id)
-    content = json.loads(point.payload["_node_content"])
-    assert point.payload["generated_query"] == content["metadata"]["generated_query"] == "New?"
-    assert content["excluded_embed_metadata_keys"].count("generated_query") == 1
-    assert content["excluded_llm_metadata_keys"].count("generated_query") == 1
-
-
-def test_another_provenance_is_a_change_too(qdrant: Path) -> None:
-    (point_id,) = ids_of(qdrant, 1)
-    write(qdrant, [(point_id, "Same?", {"pipeline": "p1"})])
-    assert write(qdrant, [(point_id, "Same?", {"pipeline": "p2"})]) == (1, 0, [])
-
-
-def test_points_that_are_gone_are_reported_and_the_rest_written(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "q", {n: {"text": "t"} for n in range(3)})
-    before = rows_of(folder, "docs")
-    wanted: list[PointId] = [9, 1, UNKNOWN_UUID, 77]
-    outcome = write(folder, [(i, f"Q{i}?", {}) for i in wanted], "docs")
-    assert outcome == (1, 0, [9, UNKNOWN_UUID, 77])
-    after = rows_of(folder, "docs")
-    assert len(after) == 3
-    changed = [point.id for key, point in after.items() if point != before[key]]
-    assert changed == [1]
-
-
-def test_an_id_that_no_point_can_have_is_reported_too(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "q", {1: {"text": "t"}})
-    outcome = write(folder, [("no uuid", "Q?", {}), (1, "Q1?", {})], "docs")
-    assert outcome == (1, 0, ["no uuid"])
-
-
-def test_nothing_to_write_writes_nothing(qdrant: Path) -> None:
-    before = tree_digest(qdrant)
-    assert write(qdrant, []) == (0, 0, [])
-    assert tree_digest(qdrant) == before
-
-
 def existing_query_of(folder: Path, point_id: PointId) -> str | None:
     with closing(open_store(path=folder)) as store:
         ((_, payload),) = store.payloads([point_id])
     chunk, _ = chunk_of(point_id, payload)
     assert chunk is not None
     return chunk.existing_query
-
-
-def test_our_own_question_is_never_the_existing_one(qdrant: Path) -> None:
-    (point_id,) = ids_of(qdrant, 1)
-    write(qdrant, [(point_id, "Ours?", PROVENANCE)])
-    assert existing_query_of(qdrant, point_id) is None
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        {"text": "t", "generated_query": "Theirs?"},
-        {
-            "_node_content": node("t", metadata={"generated_query": "Theirs?"}),
-            "generated_query": "Theirs?",
-        },
-        {"_node_content": node("t", metadata={"generated_query": "Theirs?"})},
-    ],
-    ids=["in the payload", "in both places", "in the node"],
-)
-def test_the_old_generators_question_outlives_ours(tmp_path: Path, payload: dict[str, Any]) -> None:
-    folder = make_folder(tmp_path / "q", {1: payload})
-    assert existing_query_of(folder, 1) == "Theirs?"
-    for ours in ("Ours?", "Ours, better?"):
-        assert write(folder, [(1, ours, PROVENANCE)], "docs") == (1, 0, [])
-        assert write(folder, [(1, ours, PROVENANCE)], "docs") == (0, 1, [])
-        (point,) = rows_of(folder, "docs").values()
-        assert point.payload["generated_query"] == ours
-        assert existing_query_of(folder, 1) == "Theirs?"
-
-
-def test_questions_are_written_to_a_server_in_the_same_way(qdrant: Path, tmp_path: Path) -> None:
-    served = Path(shutil.copytree(qdrant, tmp_path / "served"))
-    queries: list[tuple[PointId, str, dict[str, str]]] = [
-        *((i, f"Frage {i}: größer?", PROVENANCE) for i in ids_of(qdrant, 3)),
-        (UNKNOWN_UUID, "Where?", PROVENANCE),
-    ]
-    with serving(served) as server, closing(reach(server)) as client:
-        assert write_queries(client, COLLECTION, queries) == (3, 0, [UNKNOWN_UUID])
-        assert write_queries(client, COLLECTION, queries) == (0, 3, [UNKNOWN_UUID])
-    assert write(qdrant, queries) == (3, 0, [UNKNOWN_UUID])
-    assert rows_of(served) == rows_of(qdrant)
-
-
-@pytest.mark.parametrize("way", ["folder", "server"])
-def test_half_a_character_in_a_node_does_not_stop_the_write(tmp_path: Path, way: str) -> None:
-    content = '{"text": "half \\ud83d of a pair", "metadata": {}}'
-    folder = make_folder(tmp_path / "q", {1: {"_node_content": content}})
-    if way == "folder":
-        assert write(folder, [(1, "Q?", {})], "docs") == (1, 0, [])
-    else:
-        with serving(folder) as server, closing(reach(server)) as client:
-            assert write_queries(client, "docs", [(1, "Q?", {})]) == (1, 0, [])
-    (point,) = rows_of(folder, "docs").values()
-    written = point.payload["_node_content"]
-    assert json.loads(written)["metadata"] == {"generated_query": "Q?"}
-    assert json.loads(written)["text"] == json.loads(content)["text"]
-    written.encode()  # or no server, no LlamaIndex and no file can take it any more
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        {"text": "plain"},
-        {"_node_content": "{broken"},
-        {"_node_content": "[1, 2]"},
-        {"_node_content": '{"metadata": null}'},
-        {"_node_content": {"text": "an object"}},
-    ],
-)
-def test_without_a_readable_node_the_question_stands_in_the_payload(
-    payload: dict[str, Any],
-) -> None:
-    before = json.dumps(payload)
-    update = query_payload(payload, "Q?", {"model": "m"})
-    assert update == {"generated_query": "Q?", "generated_query_provenance": {"model": "m"}}
-    assert json.dumps(payload) == before
-
-
-def test_a_node_without_lists_of_exclusions_gets_them() -> None:
-    update = query_payload({"_node_content": '{"text": "t"}'}, "Q?", {})
-    assert json.loads(update["_node_content"]) == {
-        "text": "t",
-        "metadata": {"generated_query": "Q?"},
-        "excluded_embed_metadata_keys": ["generated_query"],
-        "excluded_llm_metadata_keys": ["generated_query"],
-    }
-
-
-def test_points_without_a_node_are_written_and_found_unchanged(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "q", {1: {"text": "one"}, 2: None})
-    queries: list[tuple[PointId, str, dict[str, str]]] = [(1, "Q1?", {}), (2, "Q2?", {})]
-    assert write(folder, queries, "docs") == (2, 0, [])
-    assert write(folder, queries, "docs") == (0, 2, [])
-    payloads = {point.id: point.payload for point in rows_of(folder, "docs").values()}
-    assert payloads == {
-        1: {"text": "one", "generated_query": "Q1?", "generated_query_provenance": {}},
-        2: {"generated_query": "Q2?", "generated_query_provenance": {}},
-    }
