@@ -21,6 +21,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv):  # before DSPy i
 
 import asyncio
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -28,7 +29,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import dspy
@@ -46,6 +47,7 @@ from question_optimizer.providers import LLMClientConfig, Role
 from question_optimizer.usage import CallUsage, Usage, report
 from question_optimizer.wire import ChatAnswer, ChatRequest, complete, send
 
+T = TypeVar("T")
 CHARACTERS_PER_TOKEN = 4.0  # the usual rule of thumb for English; reservations settle by real usage
 _FOREIGN_POLL_SECONDS = (0.05, 2.0)  # a foreign dispatcher returns None when busy: ask again
 _FOREIGN_ATTEMPTS = 5
@@ -95,9 +97,39 @@ class DispatcherLM(dspy.LM):
             **kwargs,
         )
         self.dispatcher = dispatcher
+        self._core = core
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DispatcherLM:
         return self
+
+    @property
+    def asks_directly(self) -> bool:
+        """Whether `ask_directly` may stand for a call: nothing is remembered."""
+        return self._core.answers is None
+
+    async def ask_directly(self, messages: Sequence[dict[str, Any]], **kwargs: Any) -> str:
+        """The answer to rendered messages, without DSPy's layers between: a third less CPU a call.
+
+        For programs in production. DSPy's history, callbacks and cache see nothing of it, `metered`
+        blocks do. `kwargs` are the call's own, as DSPy gives them; the LM's stand behind them.
+        """
+        given = {**self.kwargs, **kwargs}
+        system = "".join(str(m["content"]) for m in messages if m["role"] == "system")
+        chat = ChatRequest(
+            system=storable(system),
+            messages=tuple(
+                (m["role"], storable(str(m["content"]))) for m in messages if m["role"] != "system"
+            ),
+            **{name: given[name] for name in _DIRECT if given.get(name) is not None},
+        )
+        core = self._core
+        remembered = await _at_home(core, core.asked(chat, "", core.pinned))
+        report(f"direct-{next(_direct_calls)}", remembered.call, fresh=True)
+        return remembered.answer.text
+
+
+_DIRECT = ("temperature", "max_tokens", "top_p", "seed")
+_direct_calls = itertools.count()
 
 
 def models_of(dispatcher: Any, role: Role | None) -> list[str]:
@@ -169,8 +201,9 @@ class _Core:
 
         Two that want the same at once ask once: the second finds what the first got.
         """
+        chat = _chat_request(request)
         if self.answers is None or not self.recall:
-            return await self._asked(request, key, pinned), True
+            return await self.asked(chat, key, pinned), True
         while True:
             if (remembered := self.recalled(key)) is not None:
                 return remembered, False
@@ -180,13 +213,14 @@ class _Core:
             await asyncio.wait([asking])
         asking = self.answers.in_flight[key] = asyncio.get_running_loop().create_future()
         try:
-            return await self._asked(request, key, pinned), True
+            return await self.asked(chat, key, pinned), True
         finally:
             self.answers.in_flight.pop(key, None)
             asking.set_result(None)
 
-    async def _asked(self, request: lm15.Request, key: str, pinned: tuple[str, ...]) -> Remembered:
-        answer, config, seconds = await self.ask(_chat_request(request), pinned)
+    async def asked(self, chat: ChatRequest, key: str, pinned: tuple[str, ...]) -> Remembered:
+        """Ask, and remember under `key` what came back and what it took."""
+        answer, config, seconds = await self.ask(chat, pinned)
         usage = CallUsage(
             account=config.name,
             model=answer.model,
@@ -381,15 +415,20 @@ class _AsyncEngine(_Engine):
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         key, pinned = self._asking(request)
-        coroutine = self._core.answer(request, key, pinned)
-        if self._core.is_ours:
-            return self._report(key, await self._core.dispatcher.run_async(coroutine))
-        here = asyncio.get_running_loop()
-        home = _foreign_home(self._core.dispatcher, here)
-        if home is here:
-            return self._report(key, await coroutine)
-        carried = asyncio.run_coroutine_threadsafe(coroutine, home)
-        return self._report(key, await asyncio.wrap_future(carried))
+        return self._report(
+            key, await _at_home(self._core, self._core.answer(request, key, pinned))
+        )
+
+
+async def _at_home(core: _Core, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the loop where its dispatcher lives, from any loop."""
+    if core.is_ours:
+        return await core.dispatcher.run_async(coroutine)
+    here = asyncio.get_running_loop()
+    home = _foreign_home(core.dispatcher, here)
+    if home is here:
+        return await coroutine
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, home))
 
 
 class _NamesCalls(BaseCallback):

@@ -11,6 +11,7 @@ would silently shift every description by one.
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from dspy_signatures import AnalyzeQueryRelevance, GenerateFinalQuery
 from question_optimizer import files
 from question_optimizer.errors import UserError, reason_of
 from question_optimizer.hostile_text import promptable
+from question_optimizer.records import QueryFormat, QueryType
 
 Program = TypeVar("Program", bound=dspy.Module)
 _MADE_BY = "optimize_pipeline.py"
@@ -44,10 +46,43 @@ class SyntheticQuestionPipeline(dspy.Module):
 
     async def aforward(self, chunk_text: str, persona_description: str) -> dspy.Prediction:
         """As `forward`, for a running event loop."""
+        given = (chunk_text, persona_description)
+        query_type, query_format = await self.analyse(*given)
+        query = await self.write(*given, query_type, query_format)
+        return dspy.Prediction(query=query, query_type=query_type, query_format=query_format)
+
+    async def analyse(
+        self, chunk_text: str, persona_description: str
+    ) -> tuple[QueryType, QueryFormat]:
+        """The first step alone: what kind of query the persona would bring, and its format."""
+        analysis = await self.analyzer.acall(**_inputs(chunk_text, persona_description))
+        return analysis.query_type, analysis.query_format
+
+    async def write(
+        self,
+        chunk_text: str,
+        persona_description: str,
+        query_type: QueryType,
+        query_format: QueryFormat,
+        *,
+        advice: str = "",
+    ) -> str:
+        """The second step alone: the query, stripped.
+
+        `advice` follows the instructions in this one prompt (a length, why an earlier query was
+        refused); the program and every prompt without advice stay as they are.
+        """
         given = _inputs(chunk_text, persona_description)
-        analysis = await self.analyzer.acall(**given)
-        written = await self.generator.acall(**given, **_chosen(analysis))
-        return _prediction(analysis, written)
+        chosen: dict[str, Any] = {"query_type": query_type, "query_format": query_format}
+        if advice := promptable(advice).strip():
+            chosen["signature"] = _advised(self.generator.signature, advice)
+        written = await self.generator.acall(**given, **chosen)
+        return (written.query or "").strip()
+
+
+@functools.lru_cache(maxsize=128)  # the adapter renders a signature once, if it is the same class
+def _advised(signature: type[dspy.Signature], advice: str) -> type[dspy.Signature]:
+    return signature.with_instructions(f"{signature.instructions}\n\n{advice}")
 
 
 def _inputs(chunk_text: str, persona_description: str) -> dict[str, str]:

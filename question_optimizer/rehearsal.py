@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -158,20 +158,99 @@ def _write_query(prompt: _Prompt, salt: str = "") -> str:
     chunk = prompt.inputs.get("chunk_text", "")
     kind = _as_member(QueryType, prompt.inputs.get("query_type"), "fact retrieval")
     form = _as_member(QueryFormat, prompt.inputs.get("query_format"), "formal question")
-    skill = _skill(prompt)
-    terms = [*_terms(chunk), "contents", "purpose", "limits", "scope"][:6]
+    refused = _REFUSED.findall(prompt.instructions)
+    faults = _faults(chunk, _skill(prompt), salt) - {
+        fault for gate in refused for fault in _AVOIDED.get(gate, ("specific",))
+    }
     shift = int(_chance(chunk, "shift", salt) * 2)  # so that not every question opens alike
-    picked = terms[shift : shift + 4]
-    if _chance(chunk, "specific", salt) >= skill:
+    if planned := _PLANNED.search(prompt.instructions):
+        low, high = int(planned[1]), int(planned[2])
+        words = low + int(_chance(chunk, "words", salt, len(refused)) * (max(low, high) - low + 1))
+        terms = _others(_terms(chunk), shift + 3 * len(refused))
+        return _in_words(kind, form, faults, terms, words)
+    picked = _others([*_terms(chunk), *_HOLLOW[:4]], 3 * len(refused))[:6][shift : shift + 4]
+    if "specific" in faults:
         picked = picked[:1]
     if form == "keywords":
-        well_put = _chance(chunk, "format", salt) < skill + 0.2
-        return " ".join(picked) if well_put else f"Tell me about {' '.join(picked)}?"
-    if _chance(chunk, "self-contained", salt) >= skill:
+        return f"Tell me about {' '.join(picked)}?" if "format" in faults else " ".join(picked)
+    if "self-contained" in faults:
         return f"What does this section say about {' and '.join(picked[:2])}?"
     if len(picked) < 3:
         return f"What is {picked[0]}?"
     return _TEMPLATES[kind].format(*picked)
+
+
+def _faults(chunk: str, skill: float, salt: str) -> set[str]:
+    """What is wrong with a question: the less skill, the more of it."""
+    bars = {"specific": skill, "format": skill + 0.2, "self-contained": skill}
+    return {fault for fault, bar in bars.items() if _chance(chunk, fault, salt) >= bar}
+
+
+# ---------------------------------------------------------------------- following advice
+
+_PLANNED = re.compile(r"Write it in (\d+) to (\d+) words")
+_REFUSED = re.compile(r"An earlier query was refused for: (\w+)")
+# What a refusal teaches, by gate; any other gate's asks for terms that tell more.
+_AVOIDED = {
+    "refers_outside": ("self-contained",),
+    "format": ("format",),
+    "length": ("format", "specific"),
+}
+_HOLLOW = ("contents", "purpose", "limits", "scope", "meaning", "history", "basics", "reasons")
+_OPENINGS = {  # each is followed by one term or several
+    "fact retrieval": "What does {} do to",
+    "analytical": "How does {} depend on",
+    "reasoning": "Why does {} matter for",
+    "hypothetical": "What would happen to {} without",
+    "summarisation": "Which main points about {} concern",
+    "evaluative": "How well does {} serve",
+}
+_CLAUSES = (
+    "when {} is involved",
+    "for somebody who relies on {}",
+    "as long as {} stays in place",
+    "in a program that knows nothing of {}",
+)
+_LISTED = 5  # words of a list of terms, at most, before another clause is begun
+
+
+def _others(terms: list[str], first: int) -> list[str]:
+    """The terms from the `first` on, and then those before it; each round begins one later."""
+    first = (first + first // max(1, len(terms))) % max(1, len(terms))
+    return [*terms[first:], *terms[:first]]
+
+
+def _in_words(kind: str, form: str, faults: set[str], terms: list[str], words: int) -> str:
+    """A question of so many words, wherever that leaves room for one (3 words) or keywords (1)."""
+    terms = [*(terms[:1] if "specific" in faults else terms), *_HOLLOW]
+    terms += terms * (words // len(terms))
+    if form == "keywords":
+        if "format" not in faults:
+            return " ".join(terms[:words])
+        return " ".join((["Tell", "me", "about"] * (words > 3) + terms)[:words]) + "?"
+    opening = _OPENINGS[kind]
+    if "self-contained" in faults:
+        opening = "What does this section say about"
+    if words <= len(opening.split()):
+        opening = "What is"
+    rest = iter(terms)
+    begun = opening.format(next(rest)) if "{}" in opening else opening
+    return f"{_filled(begun, rest, words - len(begun.split()))}?"
+
+
+def _filled(begun: str, terms: Iterator[str], words: int) -> str:
+    """A sentence taken on by a list of terms and by clauses, of one term each."""
+    clauses: list[str] = []
+    while words > _LISTED:
+        fitting = [c for c in _CLAUSES if len(c.split()) < words]
+        clauses.append(fitting[len(clauses) % len(fitting)])
+        words -= len(clauses[-1].split())
+    listed = [next(terms) for _ in range(max(1, words - 1))]
+    if words == 2:
+        listed = [f"the {listed[0]}"]
+    elif words > 2:
+        listed[-2:] = [f"{listed[-2]} and {listed[-1]}"]
+    return " ".join([begun, ", ".join(listed), *(c.format(next(terms)) for c in clauses)])
 
 
 def _skill(prompt: _Prompt) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,8 +38,9 @@ from conftest import ROOT, SAMPLE, clean_environment
 from custom_lm import DispatcherLM
 from dspy_pipeline import SyntheticQuestionPipeline
 from dspy_signatures import AnalyzeQueryRelevance, GenerateFinalQuery
-from question_optimizer import rehearsal
+from question_optimizer import gates, rehearsal
 from question_optimizer.dispatcher import LLMDispatcher
+from question_optimizer.programs.adapter import CachedPromptAdapter
 from question_optimizer.programs.judge import (
     CRITERIA,
     PASS_SCORE,
@@ -310,7 +313,7 @@ def messages_of(
 
 ASK_ALL = """
 import hashlib, json, sys
-from question_optimizer import rehearsal
+from question_optimizer import gates, rehearsal
 prompts = json.load(sys.stdin)
 answers = [rehearsal.answer(messages) for messages in prompts]
 print(hashlib.sha256(json.dumps(answers).encode()).hexdigest())
@@ -578,3 +581,124 @@ def test_a_tiny_optimisation_chooses_the_demonstrations(
 
 def with_gold(demos: list[Any]) -> list[dspy.Example]:
     return [dspy.Example(**{**demo, "gold_question": "How is it done?"}) for demo in demos]
+
+
+# ---------------------------------------------------------------------- advice for one question
+
+SKILLED = (
+    "Write a query. Make it self-contained. Be specific: use at least three distinctive terms."
+)
+
+
+advised = functools.cache(GenerateFinalQuery.with_instructions)
+rendering = CachedPromptAdapter()
+
+
+def written(
+    chunk: str,
+    query_format: str = "formal question",
+    query_type: str = "analytical",
+    *,
+    advice: Sequence[str] = (),
+    instructions: str = GenerateFinalQuery.instructions,
+    demos: Sequence[dspy.Example] = (),
+) -> str:
+    """The question that the rehearsal writes when it is told this much beyond the instructions."""
+    signature = advised("\n".join([instructions, *advice]))
+    inputs = {
+        **GIVEN,
+        "chunk_text": chunk,
+        "query_type": query_type,
+        "query_format": query_format,
+    }
+    messages = rendering.format(signature, demos=list(demos), inputs=inputs)
+    answered = rehearsal.answer(messages)
+    return answered.removeprefix("[[ ## query ## ]]\n").removesuffix("\n\n[[ ## completed ## ]]")
+
+
+def refused_for(gate: str) -> str:
+    return f"An earlier query was refused for: {gate} ({gates.GATES.get(gate, gate)})."
+
+
+@pytest.mark.parametrize("kind", QueryType.members)
+def test_a_length_that_is_asked_for_is_kept(chunks: list[str], kind: str) -> None:
+    ranges = {
+        "formal question": [(3, 4), (5, 9), (7, 7), (8, 8), (10, 15), (16, 25), (40, 60)],
+        "keywords": [(2, 3), (4, 4), (5, 6), (8, 10)],
+    }
+    for form, spans in ranges.items():
+        for (low, high), chunk in product(spans, [*chunks[:3], "a", ""]):
+            for instructions in (SKILLED, "Write a query."):
+                query = written(
+                    chunk,
+                    form,
+                    kind,
+                    advice=[f"Write it in {low} to {high} words."],
+                    instructions=instructions,
+                )
+                assert low <= len(query.split()) <= high, query
+
+
+@pytest.mark.parametrize("form", QueryFormat.members)
+def test_a_skilled_question_of_a_length_passes_the_gates(chunks: list[str], form: str) -> None:
+    for number, chunk in enumerate(chunks):
+        kind = QueryType.members[number % 6]
+        low, high = [(5, 9), (10, 15), (16, 25)][number % 3] if form != "keywords" else (2, 6)
+        query = written(
+            chunk,
+            form,
+            kind,
+            advice=[f"Write it in {low} to {high} words."],
+            instructions=SKILLED,
+            demos=GOOD_DEMOS,
+        )
+        assert gates.gate_failures(query, chunk_text=chunk, query_format=form) == [], query
+
+
+@pytest.mark.parametrize("length", ["", "Write it in 7 to 9 words."])
+@pytest.mark.parametrize("form", QueryFormat.members)
+def test_a_refused_question_becomes_a_clean_one(chunks: list[str], form: str, length: str) -> None:
+    clean_after = []
+    for number, chunk in enumerate(chunks):
+        told = [length]
+        for _ in range(4):
+            query = written(chunk, form, QueryType.members[number % 6], advice=told)
+            found = gates.gate_failures(query, chunk_text=chunk, query_format=form)
+            if not found:
+                break
+            told.append(refused_for(found[0].gate))
+        clean_after.append(len(told) - 1)
+    assert 0.2 < fmean(tries == 0 for tries in clean_after) < 0.95  # there was something to refuse
+    assert fmean(tries <= 2 for tries in clean_after) > 0.98
+
+
+@pytest.mark.parametrize("gate", ["round_trip", "near_duplicate", "refers_outside", "generic"])
+@pytest.mark.parametrize("length", ["", "Write it in 10 to 15 words.", "Write it in 2 to 3 words."])
+def test_each_refusal_leads_to_another_question(gate: str, length: str) -> None:
+    queries = [written(CHUNK, advice=[length, *[refused_for(gate)] * n]) for n in range(6)]
+    assert len(set(queries)) == 6, queries
+
+
+@pytest.mark.parametrize(
+    ("chunk", "form", "kind", "query"),
+    [
+        (CHUNK, "formal question", "analytical", "What is sqlite3_step?"),
+        (CHUNK, "keywords", "reasoning", "sqlite3_step"),
+        (
+            *(GOOD_DEMOS[1].chunk_text, "formal question", "evaluative"),
+            "What does this section say about transaction?",
+        ),
+        (
+            *(GOOD_DEMOS[2].chunk_text, "formal question", "hypothetical"),
+            "What would happen to journal_mode if PRAGMA failed while checkpoint was active?",
+        ),
+        (
+            *(GOOD_DEMOS[2].chunk_text, "keywords", "analytical"),
+            "journal_mode PRAGMA checkpoint readers",
+        ),
+    ],
+)
+def test_without_advice_the_questions_are_what_they_always_were(
+    chunk: str, form: str, kind: str, query: str
+) -> None:
+    assert written(chunk, form, kind) == query
