@@ -158,7 +158,7 @@ def _item(place: int, entry: Entry, cast: Cast) -> Html:
     return tag(
         "article",
         _heading(place, entry, first),
-        _chunk(str(first.get("chunk_text") or "")),
+        folded_chunk(str(first.get("chunk_text") or "")),
         tag("dl", *_pair("Persona", first.get("persona_description")),
             *_pair("Gold question", first.get("gold_question"))),
         tag("div", *arms, class_="arms"),
@@ -183,9 +183,9 @@ def _heading(place: int, entry: Entry, first: Row) -> Html:
     )
 
 
-def _chunk(chunk: str) -> Html:
+def folded_chunk(chunk: str) -> Html:
     """The chunk; a long one folded behind its beginning."""
-    whole = tag("div", _cut(chunk), class_="chunk", dir="auto")
+    whole = tag("div", cut(chunk), class_="chunk", dir="auto")
     if len(chunk) <= _SHORT_CHUNK:
         return whole
     excerpt = tag("span", f": {' '.join(chunk[:_EXCERPT].split())}…", class_="excerpt")
@@ -196,7 +196,7 @@ def _chunk(chunk: str) -> Html:
 def _pair(name: str, value: object) -> Iterator[Html]:
     if value:
         yield tag("dt", name)
-        yield tag("dd", _cut(str(value)), dir="auto")
+        yield tag("dd", cut(str(value)), dir="auto")
 
 
 def _arm(arm: str, rows: Sequence[Row], source: Row | None, before: str) -> Html:
@@ -248,7 +248,7 @@ def _written(rows: Sequence[Row], told_apart: bool) -> Html:
     return join(
         [
             tag("small", _runs(rows)) if told_apart else None,
-            tag("p", _cut(question), class_="question", dir="auto")
+            tag("p", cut(question), class_="question", dir="auto")
             if question
             else tag("p", tag("em", "No question.")),
             tag("p", tag("small", form)) if form else None,
@@ -273,14 +273,14 @@ def _remarks(rows: Sequence[Row]) -> list[Html]:
 def _judged(row: Row) -> Iterator[Html]:
     for gate in row.get("gates") or []:
         lead = tag("strong", "✗ Gate ", gate.get("gate", ""), ": ")
-        yield tag("p", lead, _cut(str(gate.get("reason", ""))), class_="loss", dir="auto")
+        yield tag("p", lead, cut(str(gate.get("reason", ""))), class_="loss", dir="auto")
     if row.get("error"):
-        yield tag("p", tag("strong", "No score: "), _cut(str(row["error"])), dir="auto")
+        yield tag("p", tag("strong", "No score: "), cut(str(row["error"])), dir="auto")
     if criteria := row.get("criteria"):
         listed = " · ".join(f"{name.replace('_', ' ')} {mark}" for name, mark in criteria.items())
         yield tag("p", tag("small", listed))
     if row.get("feedback"):
-        yield tag("p", tag("small", "Judge: "), _cut(str(row["feedback"])), dir="auto")
+        yield tag("p", tag("small", "Judge: "), cut(str(row["feedback"])), dir="auto")
 
 
 _OUTCOMES = {"win": "✓ preferred to", "tie": "= on a par with", "loss": "✗ not preferred to"}
@@ -302,7 +302,7 @@ def _pairwise(rows: Sequence[Row]) -> Iterator[Html]:
         if reason
     )
     if reasons:
-        listed = (tag("li", _cut(reason), dir="auto") for reason in reasons)
+        listed = (tag("li", cut(reason), dir="auto") for reason in reasons)
         yield details(tag("small", "Reasons, in each order"), tag("ul", *listed))
 
 
@@ -365,7 +365,7 @@ def _mean(scores: Sequence[float]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _cut(said: str) -> str:
+def cut(said: str) -> str:
     """A text of endurable length; what is left out is told."""
     if len(said) <= _LONGEST:
         return said

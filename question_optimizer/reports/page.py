@@ -104,6 +104,8 @@ th[scope=row] { position: sticky; left: 0; background: var(--back); }
 .interval { stroke: var(--bar); stroke-width: 3; stroke-linecap: round; }
 .point { fill: var(--bar); stroke: var(--bar); stroke-width: 2.5; }
 .open { fill: var(--back); } .bar { fill: var(--bar); }
+.share { margin-left: .5rem; vertical-align: -.05em; } .share .track { fill: var(--line); }
+.wide { max-width: 46rem; }
 .many { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1.5rem; }
 .many .plot { font-size: 11px; } .many .tick { font-size: 11px; stroke-width: 2px; }
 figure { margin: 0; max-width: 22rem; } figcaption { font-weight: 600; }
@@ -197,8 +199,19 @@ addEventListener("afterprint", () => { for (const one of opened) one.open = fals
 """
 
 
-def page(title: str, contents: Sequence[tuple[str, str]], heading: str, body: Html) -> str:
-    """A whole HTML page. `contents` are (id, words) of its sections, in order.
+KEYS = (("j", "next item"), ("k", "previous item"), ("r", "next regression"), ("?", "this"))
+
+
+def page(
+    title: str,
+    contents: Sequence[tuple[str, str]],
+    heading: str,
+    body: Html,
+    *,
+    keys: Sequence[tuple[str, str]] = KEYS,
+) -> str:
+    """A whole HTML page. `contents` are (id, words) of its sections, in order; `keys` those of the
+    script's keys that have a use on it.
 
     Its policy names this module's style and script by digest: markup that slipped into the body
     could neither run, nor load, nor be styled, nor send a form.
@@ -223,14 +236,13 @@ def page(title: str, contents: Sequence[tuple[str, str]], heading: str, body: Ht
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n'
         f"{tag('a', 'Skip to the report', href='#main', class_='skip')}\n"
-        f"{_navigation(contents)}\n{main}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"{_navigation(contents, keys)}\n{main}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def _navigation(contents: Sequence[tuple[str, str]]) -> Html:
+def _navigation(contents: Sequence[tuple[str, str]], keys: Sequence[tuple[str, str]]) -> Html:
     """The table of contents, and the keys, which show only where the script runs."""
     links = (tag("li", tag("a", words, href=f"#{place}")) for place, words in contents)
-    keys = (("j", "next item"), ("k", "previous item"), ("r", "next regression"), ("?", "this"))
     shown = tag("dl", *(Html(f"<dt>{key}</dt><dd>{what}</dd>") for key, what in keys))
     help_ = tag("details", tag("summary", "Keys"), shown, id="keys", hidden=True)
     return tag("nav", tag("ol", *links), help_, aria_label="Contents")

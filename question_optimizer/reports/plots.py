@@ -1,4 +1,4 @@
-"""The intervals and the histograms, as inline SVG with their text as text.
+"""The intervals, the histograms and the bars in tables, as inline SVG with their text as text.
 
 Places are percentages of the width and letters have the page's size, so that a plot fits a phone
 without being scaled down.
@@ -16,6 +16,7 @@ from question_optimizer.reports.markup import Child, Html, tag
 _ROW, _AXIS = 68, 40  # pixels of a comparison, of the axis below all
 _EDGE = 5.0  # per cent kept free left and right
 _BAR, _TALLEST, _BASE = 20, 70, 88  # a histogram's bars, in units of its own
+_SHARE = 64  # pixels of a bar in a table
 
 
 def interval_plot(comparisons: Sequence[Mapping[str, Any]], min_gain: float | None) -> Html:
@@ -79,6 +80,48 @@ def histogram(counts: Sequence[int], tallest: int, number: int) -> Html:
         said or "no score",
         parts,
         viewBox=f"0 0 {20 + _BAR * len(counts)} {_BASE + 24}",
+    )
+
+
+def columns(counts: Sequence[tuple[str, int]], *, name: str, title: str, every: int = 1) -> Html:
+    """A column a count, over the width of the page; every so many have their label below.
+
+    Few columns have their count above them, of many the tallest alone.
+    """
+    tallest = max((count for _, count in counts), default=0)
+    width = 100 / max(1, len(counts))
+    parts: list[Child] = []
+    for place, (label, count) in enumerate(counts):
+        height = _TALLEST * count / max(1, tallest)
+        left, middle = width * place, width * (place + 0.5)
+        parts.append(
+            tag("rect", x=f"{left + width / 10:.2f}%", y=f"{_BASE - height:.1f}",
+                width=f"{width * 0.8:.2f}%", height=f"{height:.1f}", class_="bar")
+        )  # fmt: skip
+        if count and (len(counts) <= 10 or count == tallest):
+            above = f"{_BASE - height - 4:.1f}"
+            parts.append(tag("text", f"{count:,}", x=f"{middle:.2f}%", y=above, class_="tick"))
+        if place % every == 0:
+            shown = _short(label, 12)
+            parts.append(tag("text", shown, x=f"{middle:.2f}%", y=_BASE + 16, class_="tick"))
+    parts.append(_line("0%", _BASE, "100%", _BASE, "zero"))
+    said = ", ".join(f"{label}: {count:,}" for label, count in counts if count) or "nothing"
+    return _svg(name, title, said, parts, width="100%", height=_BASE + 24)
+
+
+def share_bar(value: float | None) -> Html | None:
+    """A small bar for a table's cell, beside the share's figure, which says the same."""
+    if value is None:
+        return None
+    filled = round(_SHARE * min(1.0, max(0.0, value)), 1)
+    return tag(
+        "svg",
+        tag("rect", width=_SHARE, height=10, class_="track"),
+        tag("rect", width=filled, height=10, class_="bar"),
+        class_="share",
+        width=_SHARE,
+        height=10,
+        aria_hidden="true",
     )
 
 
