@@ -8,96 +8,88 @@ As a script it works on a folder or server; inside an application, on its open c
     summary = await OptimizedQuestionGenerator(client=client, dispatcher=dispatcher).generate()
 
 Reads   a Qdrant collection, data/optimized_pipeline.json, data/personas.json, llm_providers.toml
-Writes  `generated_query` in the collection, data/generation.sqlite, data/generated_questions.jsonl
-Next    train and test the retrieval model
+Writes  `generated_query` in the collection, data/generation.sqlite, data/generated_questions.jsonl,
+        data/generation_summary.json, data/generation_report.html
+Next    python export_questions.py
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
+import contextlib
+import importlib
 import inspect
+import logging
+import shlex
 import sys
+import tempfile
+import threading
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from question_optimizer import files
-from question_optimizer.errors import FAILED_ITEMS, StopRun, UserError, reason_of
+from question_optimizer.errors import FAILED_ITEMS, INTERRUPTED, TRY_LATER, StopRun, UserError
+from question_optimizer.generation.outcome import ConfigurationChanged, GenerationSummary
 
 if TYPE_CHECKING:
     from question_optimizer.chunk_store import ChunkStore
-    from question_optimizer.ledger import Ledger, Result
-    from question_optimizer.records import Chunk, Persona, PointId
+    from question_optimizer.generation.backlog import Wanted
+    from question_optimizer.generation.ledger import Configuration, Ledger
+    from question_optimizer.generation.preview import Preview
+    from question_optimizer.generation.quotas import Cell, QuotaPlan
+    from question_optimizer.generation.round_trip import RoundTrip
+    from question_optimizer.programs.generation_run import GenerationRun
+    from question_optimizer.programs.production import Engine, Offload
+    from question_optimizer.programs.ray_engine import RayEngine
+    from question_optimizer.providers import LLMClientConfig
+    from question_optimizer.records import Persona
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 OUTPUT = "generated_questions.jsonl"
 LEDGER = "generation.sqlite"
+SUMMARY = "generation_summary.json"
+REPORT = "generation_report.html"
 DEFAULT_DATA_DIR = Path("data")
-_BATCH = 64  # chunks whose personas are matched together
-_PROBLEMS_SHOWN = 10
-_WRITE_EVERY = 50  # results between two write-backs through a client that is open anyway
-
-
-@dataclass
-class GenerationSummary:
-    """What one call of `generate` found and did. Counts are of chunks."""
-
-    points: int = 0
-    already_there: int = 0  # had a generated_query before
-    resumed: int = 0  # made by an earlier, interrupted run
-    without_text: int = 0
-    beyond_limit: int = 0
-    generated: int = 0
-    failed: int = 0
-    written: int = 0
-    missing: int = 0  # gone from the collection before their question could be written
-    tokens: int = 0
-    cost: float = 0.0
-    rehearsal: bool = False
-    stopped: str = ""  # why the run ended early, '' if it did not
-    exit_code: int = 0
-    models: list[str] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)  # chunk id -> reason, the first few
-
-    @property
-    def to_do(self) -> int:
-        """Points that are, as far as is known by now, this run's to work on."""
-        known = self.already_there + self.resumed + self.without_text + self.beyond_limit
-        return self.points - known
-
-
-@dataclass(frozen=True)
-class _Character:
-    description: str
-    id: str | None = None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class _Job:
-    chunk: Chunk
-    persona: _Character
+_REPORTED_AT_ONCE = 20_000  # questions, when somebody waits for the end
+_TYPICAL_INSTRUCTIONS = 2000  # characters
+_SHOWN = 3  # points of a diff
+_ENOUGH = 10  # questions by which the rest is judged
+Policy = Literal["off", "record", "training", "evaluation"]
 
 
 class OptimizedQuestionGenerator:
-    """Writes one question for every chunk of a collection that has none, and stores it in place.
+    """Writes questions for every chunk of a collection that has none, and stores them in place.
 
     client              an open QdrantClient (its folder admits no second one); or `vector_store`,
                         a LlamaIndex QdrantVectorStore; or `qdrant_path` / `qdrant_url`
     dispatcher          our LLMDispatcher, or the application's own with the same three methods
     persona_function    text -> persona description, plain or async; else `personas` are matched by
                         embedding (a list of Persona, or the path of a personas file)
+    embedding           a model's name or folder, a LlamaIndex embedding, or a function from texts
+                        to vectors; for personas and for the round trip
     pipeline            path of an optimised pipeline, a program with `acall`, or None for the
                         original prompts
-    concurrency         chunks in work at once; by default what the accounts allow
-    overwrite           also chunks that have a `generated_query` already
+    per_chunk, quotas   how many questions a chunk; with several, or with `quotas` ("even", "gold"
+                        or the path of a file), type, format and length follow a plan
+    gates               "record" keeps what the gates find beside each question, so that every
+                        chunk gets one; "training" and "evaluation" refuse, ask again up to
+                        `refills` times, and check that a question finds its chunk; "off"
+    changed             chunks done under another configuration: "keep" them, "redo" them, or "ask",
+                        which raises ConfigurationChanged
+    overwrite           also chunks that have somebody else's `generated_query`
     limit               only the first so many that need a question, those of earlier runs included
+    wait                sleep until a spent quota returns, and go on
+    engine              where the work is done; this process where None is given
+    concurrency         questions in work at once; by default what the accounts allow
 
     Reads no configuration of its own. Embedding, SQLite and Qdrant run off the event loop.
     """
@@ -114,20 +106,35 @@ class OptimizedQuestionGenerator:
         dispatcher: Any = None,
         persona_function: Callable[[str], Any] | None = None,
         personas: Sequence[Persona] | str | Path | None = None,
+        embedding: Any = None,
         pipeline: Any = DEFAULT_DATA_DIR / "optimized_pipeline.json",
         data_dir: str | Path = DEFAULT_DATA_DIR,
-        embedding_model: str | None = None,
         text_key: str | None = None,
-        concurrency: int | None = None,
+        per_chunk: int = 1,
+        quotas: str | Path | None = None,
+        gates: Policy = "record",
+        refills: int = 2,
+        max_rank: int | None = None,
+        changed: Literal["ask", "keep", "redo"] = "keep",
         overwrite: bool = False,
         limit: int | None = None,
+        retry_failed: bool = False,
+        retry_rejected: bool = False,
         even_if_locked: bool = False,
-        progress: Callable[[bool], None] | None = None,
+        write_back: bool = True,
+        wait: bool = False,
+        seed: int = 0,
+        engine: Engine | None = None,
+        concurrency: int | None = None,
+        progress: Callable[[str], None] | None = None,
+        stop: threading.Event | None = None,
+        wall: Callable[[], float] = time.time,
     ):
         if dispatcher is None:
             raise UserError(
                 "OptimizedQuestionGenerator needs a dispatcher: an LLMDispatcher over your accounts"
             )
+        _check_choices(gates, changed, per_chunk, refills, limit, concurrency, max_rank)
         if vector_store is not None:
             client = client or getattr(vector_store, "client", None)
             collection = collection or getattr(vector_store, "collection_name", None)
@@ -139,16 +146,30 @@ class OptimizedQuestionGenerator:
         self._dispatcher = dispatcher
         self._persona_function = persona_function
         self._personas = personas
+        self._embedding = embedding
         self._pipeline = pipeline
         self._data_dir = Path(data_dir)
-        self._embedding_model = embedding_model
         self._text_key = text_key
+        self._quotas = quotas
+        self._policy = gates
+        self._refills = refills
+        self._max_rank = max_rank
+        self._changed = changed
+        self._per_chunk = per_chunk
         self._overwrite = overwrite
         self._limit = limit
+        self._retry_failed, self._retry_rejected = retry_failed, retry_rejected
         self._even_if_locked = even_if_locked
-        self._progress = progress or (lambda failed: None)
+        self._writes = write_back
+        self._wait = wait
+        self._seed = seed
+        self._engine = engine
         self._concurrency = concurrency or _slots(dispatcher)
+        self._progress = progress or (lambda state: None)
+        self._stop = stop or threading.Event()
+        self._wall = wall
         self._matcher: Any = None
+        self._embedder: Any = None
         self._working = False
         self.summary = GenerationSummary()  # of the latest call of generate(), also while it runs
 
@@ -167,14 +188,19 @@ class OptimizedQuestionGenerator:
 
     def _persona_matcher(self) -> Any:
         if self._matcher is None:
-            from question_optimizer.embedding import DEFAULT_MODEL, Embedder
             from question_optimizer.personas import PersonaMatcher
 
-            embedder = Embedder(
-                self._embedding_model or DEFAULT_MODEL, cache_dir=self._data_dir / "cache"
-            )
-            self._matcher = PersonaMatcher(self._persona_list(), embedder)
+            self._matcher = PersonaMatcher(self._persona_list(), self._embedding_model())
         return self._matcher
+
+    def _embedding_model(self) -> Any:
+        if self._embedder is None:
+            from question_optimizer.embedding import DEFAULT_MODEL, embedder_of
+
+            self._embedder = embedder_of(
+                self._embedding or DEFAULT_MODEL, cache_dir=self._data_dir / "cache"
+            )
+        return self._embedder
 
     def _persona_list(self) -> list[Persona]:
         from question_optimizer.personas import load_personas
@@ -182,282 +208,242 @@ class OptimizedQuestionGenerator:
         source = self._data_dir / "personas.json" if self._personas is None else self._personas
         return load_personas(Path(source)) if isinstance(source, str | Path) else list(source)
 
-    async def _characters(self, texts: list[str], run: _Offload) -> list[_Character]:
-        """Who asks about each text. One text's failure is its own."""
-        if self._persona_function is None:
-            matched = await run.embedding(lambda: self._persona_matcher().choose(texts))
-            return [_Character(persona.description, persona.id) for persona in matched]
-        return [await self._character(self._persona_function, text, run) for text in texts]
-
-    async def _character(
-        self, function: Callable[[str], Any], text: str, run: _Offload
-    ) -> _Character:
-        try:
-            chosen = await run.embedding(lambda: function(text))
-            if inspect.isawaitable(chosen):  # an async function, or anything that returns one
-                chosen = await chosen
-        except Exception as error:  # the host's code: this chunk fails, with the reason
-            return _Character("", problem=f"no persona: {reason_of(error)}")
-        return _Character(str(chosen))
-
     # ------------------------------------------------------------------ the run
 
     async def generate(self) -> GenerationSummary:
         """Work through the collection and return what was done.
 
-        Resumes by itself: chunks that have their question are passed over, results not yet written
-        are written. One chunk's failure is recorded and the run goes on; when no account can go on
-        (quota spent, budget reached, interrupted) it ends early, with everything saved and the
-        reason in `stopped`. Cancelling it loses nothing either.
+        Resumes by itself: what was made is not made again, results not yet written are written.
+        One chunk's failure is recorded and the run goes on; when no account can go on (quota spent,
+        budget reached, interrupted) it ends early, with everything saved and the reason in
+        `stopped`, or with `wait` sleeps until the quota returns. Cancelling it loses nothing.
         """
-        from custom_lm import models_of
-
         if self._working:
             raise RuntimeError("generate() is already running on this generator")
         self._working = True
-        summary = self.summary = GenerationSummary(models=models_of(self._dispatcher, "student"))
-        summary.rehearsal = "rehearsal" in summary.models
+        started = self._wall()
         try:
-            async with self._opened() as (run, store, ledger, program):
+            # DSPy takes a second to import, which is no second of the host's event loop.
+            custom_lm = await asyncio.to_thread(importlib.import_module, "custom_lm")
+            models = custom_lm.models_of(self._dispatcher, "student")
+            summary = self.summary = GenerationSummary(models=models)
+            summary.rehearsal = "rehearsal" in models
+            async with self._opened() as session:
+                report = partial(self._report, session, summary, started)
                 try:
-                    await self._work(run, store, ledger, program, summary)
-                finally:
-                    await run.io(lambda: self._export(ledger, summary, store.collection))
+                    while not await self._went(session, summary):
+                        await self._returned(summary)
+                except BaseException as error:
+                    if not isinstance(error, asyncio.CancelledError):
+                        with contextlib.suppress(UserError, StopRun, OSError):
+                            await session.run.io(report)
+                    raise
+                await session.run.io(report)
         finally:
             self._working = False
         return summary
 
+    async def _went(self, session: GenerationRun, summary: GenerationSummary) -> bool:
+        """One pass over the collection; whether that was the last."""
+        summary.stopped, summary.until, summary.exit_code = "", None, 0
+        if why := await session.go():
+            summary.ended(why)
+        waits = self._wait and summary.exit_code == TRY_LATER and summary.until is not None
+        return not waits or self._stop.is_set()
+
+    async def _returned(self, summary: GenerationSummary) -> None:
+        """Sleep until the quota is back, or somebody wants the run to end."""
+        from question_optimizer.generation.forecast import pause_until
+
+        began = time.monotonic()
+        reason = summary.stopped.partition(";")[0]
+        log.warning("%s; everything is saved, waiting for it", reason)
+        if summary.until is not None:
+            await pause_until(summary.until, wall=self._wall, stopped=self._stop.is_set)
+        summary.slept += time.monotonic() - began
+
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[tuple[_Offload, ChunkStore, Ledger, Any]]:
+    async def _opened(self) -> AsyncIterator[GenerationRun]:
         """Everything a run needs, opened off the loop and closed whatever happens."""
-        from question_optimizer.ledger import Ledger
+        from question_optimizer.generation.ledger import Ledger
         from question_optimizer.locks import only_one
+        from question_optimizer.programs.production import Offload
 
         lock = self._data_dir / f"{LEDGER}.lock"
-        program = self._load_program()
-        with only_one(lock, "another generator"), _Offload() as run:
+        with only_one(lock, "another generator"), Offload() as run:
+            await asyncio.to_thread(importlib.import_module, "dspy_pipeline")
+            program = await run.io(self._load_program)
             store = await run.io(self._open_store)
             try:
-                fingerprint = await run.io(lambda: self._fingerprint(store.collection))
-                ledger = await run.io(lambda: Ledger(self._data_dir / LEDGER, fingerprint))
+                configuration = await run.io(lambda: self._configuration(store.collection, program))
+                ledger = await run.io(lambda: Ledger(self._data_dir / LEDGER, configuration))
                 try:
-                    yield run, store, ledger, program
+                    session = await run.io(lambda: self._session(run, store, ledger, program))
+                    try:
+                        yield session
+                    finally:
+                        run.over.set()  # what still runs on that thread ends soon, then it closes
+                        await run.embedding(session.close)
                 finally:
                     await run.io(ledger.close)
             finally:
                 await run.io(store.close)
 
-    async def _work(
-        self,
-        run: _Offload,
-        store: ChunkStore,
-        ledger: Ledger,
-        program: Any,
-        summary: GenerationSummary,
-    ) -> None:
-        import dspy
+    def _session(
+        self, run: Offload, store: ChunkStore, ledger: Ledger, program: Any
+    ) -> GenerationRun:
+        from question_optimizer.generation.backlog import Backlog
+        from question_optimizer.generation.maintenance import target_over
+        from question_optimizer.generation.outcome import Teller
+        from question_optimizer.generation.stored_vectors import StoredVectors
+        from question_optimizer.generation.write_back import new_run_id
+        from question_optimizer.programs.generation_run import GenerationRun, characters_of
+        from question_optimizer.programs.production import LocalEngine
+        from question_optimizer.programs.question_worker import QuestionWorker
 
-        from custom_lm import DispatcherLM
-
-        queue: asyncio.Queue[_Job | None] = asyncio.Queue(maxsize=2 * self._concurrency)
-        lm = DispatcherLM(self._dispatcher, role="student", cache=False)
-        # A context, not configure(): the host may have its own DSPy settings. Without history and
-        # trace, memory stays flat over any number of chunks.
-        with dspy.context(
-            lm=lm, adapter=dspy.ChatAdapter(), disable_history=True, trace=None, callbacks=[]
-        ):
-            producer = asyncio.create_task(
-                self._character_producer(queue, run, store, ledger, summary)
-            )
-            consumers = [
-                asyncio.create_task(self._llm_consumer(queue, run, store, ledger, program, summary))
-                for _ in range(self._concurrency)
-            ]
-            tasks = [producer, *consumers]
-            try:
-                await asyncio.gather(*tasks)
-            except asyncio.CancelledError:
-                await _cancel(tasks)
-                raise
-            except BaseException as error:
-                await _let_finish(producer, consumers, queue)
-                if not isinstance(error, StopRun):
-                    raise
-                summary.stopped, summary.exit_code = str(error), error.exit_code
-        await self._write_back(run, store, ledger, summary)
-
-    async def _character_producer(
-        self,
-        queue: asyncio.Queue[_Job | None],
-        run: _Offload,
-        store: ChunkStore,
-        ledger: Ledger,
-        summary: GenerationSummary,
-    ) -> None:
-        """Put every chunk that needs a question on the queue, with its persona; then the Nones."""
-        batches = await run.io(lambda: self._pending(store, ledger, summary))
-        while batch := await run.io(lambda: next(batches, None)):
-            characters = await self._characters([chunk.chunk_text for chunk in batch], run)
-            for chunk, character in zip(batch, characters, strict=True):
-                await queue.put(_Job(chunk, character))
-        for _ in range(self._concurrency):
-            await queue.put(None)
-
-    async def _llm_consumer(
-        self,
-        queue: asyncio.Queue[_Job | None],
-        run: _Offload,
-        store: ChunkStore,
-        ledger: Ledger,
-        program: Any,
-        summary: GenerationSummary,
-    ) -> None:
-        """One pipeline call a chunk; its result is in the ledger before the next is taken."""
-        while (job := await queue.get()) is not None:
-            result = await self._ask(program, job)
-            await run.io(partial(ledger.record, result))
-            summary.tokens += result.tokens
-            summary.cost += result.cost
-            if result.query:
-                summary.generated += 1
-            else:
-                summary.failed += 1
-                if len(summary.problems) < _PROBLEMS_SHOWN:
-                    summary.problems[str(result.chunk_id)] = result.reason
-            self._progress(not result.query)
-            if self._client is not None and result.query and summary.generated % _WRITE_EVERY == 0:
-                await self._write_back(run, store, ledger, summary)
-
-    async def _ask(self, program: Any, job: _Job) -> Result:
-        from dspy.utils.exceptions import AdapterParseError
-
-        from question_optimizer.ledger import Result
-        from question_optimizer.usage import metered
-
-        made: dict[str, Any] = {}
-        reason = job.persona.problem
-        if reason:
-            digest = text_digest(job.chunk)
-            return Result(job.chunk.chunk_id, reason=reason, text_sha256=digest)
-        with metered() as meter:
-            try:
-                prediction = await program.acall(
-                    chunk_text=job.chunk.chunk_text, persona_description=job.persona.description
-                )
-                made = {
-                    "query": " ".join(str(prediction.query or "").split()) or None,
-                    "query_type": str(prediction.query_type),
-                    "query_format": str(prediction.query_format),
-                }
-                reason = "" if made["query"] else "the model wrote no question"
-            except AdapterParseError:
-                reason = "the model's answer could not be read"
-            except Exception as error:  # this chunk's failure is data; what stops runs is StopRun
-                reason = reason_of(error)
-        return Result(
-            chunk_id=job.chunk.chunk_id,
-            text_sha256=text_digest(job.chunk),
-            **made,
-            persona_id=job.persona.id,
-            model=next((call.model for call in reversed(meter.calls.values())), None),
-            tokens=meter.total.input_tokens + meter.total.output_tokens,
-            cost=meter.total.cost,
-            reason=reason,
+        wanted = self._wanted(ledger, program)
+        if self._changed != "ask":
+            ledger.decide(self._changed)
+        backlog = Backlog(
+            store,
+            ledger,
+            wanted,
+            plan=partial(self._plan, ledger, wanted),
+            text_key=self._text_key,
+        )
+        self._plan(ledger, wanted)  # what cannot be planned is said at once
+        worker = QuestionWorker(
+            program, self._dispatcher, policy=self._policy, refills=wanted.refills
+        )
+        vectors = StoredVectors(store, self._embedding_model(), self._text_key)
+        self.summary.run = new_run_id(datetime.fromtimestamp(self._wall(), UTC))
+        return GenerationRun(
+            id=self.summary.run,
+            run=run,
+            store=store,
+            ledger=ledger,
+            engine=self._engine or LocalEngine(worker, self._concurrency),
+            backlog=backlog,
+            policy=self._policy,
+            told=Teller(self.summary, backlog, self._progress),
+            characters=lambda chunks: characters_of(
+                chunks, run, self._persona_function, self._persona_matcher, vectors
+            ),
+            open_target=(partial(target_over, store, self._qdrant_path) if self._writes else None),
+            always_open=self._client is not None,
+            round_trip=partial(self._round_trip, store, run),
+            index_path=self._data_dir / "cache" / f"questions-{ledger.fingerprint}.sqlite",
         )
 
-    # ------------------------------------------------------------------ reading and writing
+    def _wanted(self, ledger: Ledger, program: Any) -> Wanted:
+        from question_optimizer.generation.backlog import Wanted
+        from question_optimizer.programs.question_worker import takes_advice
 
-    def _pending(
-        self, store: ChunkStore, ledger: Ledger, summary: GenerationSummary
-    ) -> Iterator[list[Chunk]]:
-        """Batches of chunks that still need a question, a bounded number in memory."""
-        from question_optimizer.chunk_store import QUERY_KEY, chunk_of
+        return Wanted(
+            per_chunk=self._per_chunk,
+            policy=self._policy,
+            refills=self._refills if takes_advice(program) else 0,
+            overwrite=self._overwrite,
+            changed=self._decided(ledger),
+            retry_failed=self._retry_failed,
+            retry_rejected=self._retry_rejected,
+            limit=self._limit,
+        )
 
-        ids = store.point_ids()
-        summary.points = len(ids)
-        batch: list[Chunk] = []
-        taken = 0
-        for point_id, payload in store.payloads(ids):
-            chunk, _ = chunk_of(point_id, payload, self._text_key)
-            if chunk is None:
-                summary.without_text += 1
-                continue
-            stored = payload.get(QUERY_KEY)
-            made = ledger.query_of(point_id, text_digest(chunk))
-            if made is None and stored and not self._overwrite:
-                summary.already_there += 1
-                continue
-            if self._limit is not None and taken >= self._limit:
-                summary.beyond_limit += 1
-                continue
-            taken += 1
-            if made is not None and made == stored:
-                summary.already_there += 1
-                continue
-            if made is not None:  # not written yet, or lost with a restored folder
-                summary.resumed += 1
-                ledger.mark_written([point_id], written=False)
-                continue
-            batch.append(chunk)
-            if len(batch) == _BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def _decided(self, ledger: Ledger) -> Literal["keep", "redo"]:
+        """What becomes of chunks done under another configuration; once decided, it stays so."""
+        if self._changed != "ask":
+            return self._changed
+        if decided := ledger.decision():
+            return "redo" if decided == "redo" else "keep"
+        others = [other for other, chunks in ledger.other_configurations() if chunks]
+        if others:
+            raise ConfigurationChanged(ledger.configuration, others, ledger.done_by_others())
+        return "keep"
 
-    async def _write_back(
-        self, run: _Offload, store: ChunkStore, ledger: Ledger, summary: GenerationSummary
-    ) -> None:
-        """Move finished results from the ledger into the collection, through one short session."""
+    def _plan(self, ledger: Ledger, wanted: Wanted) -> QuotaPlan | None:
+        """How types, formats and lengths are to be spread; None leaves them to the pipeline."""
+        targets = self._targets()
+        if targets is None:
+            return None
+        from question_optimizer.generation.quotas import (
+            Cell,
+            QuotaPlan,
+            exact_per_chunk,
+            most_per_chunk,
+        )
+
+        if self._per_chunk > exact_per_chunk(targets):
+            log.warning(
+                "%d questions a chunk: the shares cannot be met with more than %d, as no two of a "
+                "chunk have the same type and format",
+                self._per_chunk,
+                exact_per_chunk(targets),
+            )
+        if self._per_chunk > (most := most_per_chunk(targets)):
+            raise UserError(
+                f"per_chunk {self._per_chunk}: the quotas allow {most} different questions a chunk "
+                "(type and format); ask for fewer or give more of them a share"
+            )
+        given_up = 2 * wanted.tries
+        taken = Counter({Cell(*cell): n for cell, n in ledger.cells(given_up).items()})
+        return QuotaPlan(targets, seed=self._seed, taken=taken)
+
+    def _targets(self) -> dict[Cell, float] | None:
+        from question_optimizer.generation.quotas import targets
+
+        if self._quotas is None and self._per_chunk == 1:
+            return None
+        if self._quotas == "gold":
+            from question_optimizer.gold import read_gold
+
+            return targets("gold", read_gold(self._data_dir / "gold_dataset.json").items)
+        spec = self._quotas or "even"
+        if spec != "even" and not Path(spec).is_file():
+            raise UserError(f"quotas {str(spec)!r}: neither even nor gold nor a file that exists")
+        return targets(spec)
+
+    def preview(self) -> Preview:
+        """What generate() would ask for, without asking and without changing anything. Blocking."""
+        from custom_lm import models_of
+        from question_optimizer.generation.preview import preview
+
+        self.summary = GenerationSummary(models=models_of(self._dispatcher, "student"))
+        program = self._load_program()
+        store = self._open_store()
         try:
-            await run.io(lambda: self._write_unwritten(store, ledger, summary))
-        except UserError as error:  # the folder is open elsewhere: the ledger keeps the results
-            kept = f"{error}; the questions are kept in {ledger.path}"
-            summary.stopped = "; ".join(filter(None, [summary.stopped, kept]))
-            summary.exit_code = summary.exit_code or error.exit_code
-
-    def _write_unwritten(
-        self, store: ChunkStore, ledger: Ledger, summary: GenerationSummary
-    ) -> None:
-        from question_optimizer.chunk_store import write_queries
-
-        if not ledger.unwritten(1):
-            return
-        client, owned = self._writing_client(store)
-        try:
-            last: PointId = ""
-            while results := ledger.unwritten(1000, after=last):
-                report = write_queries(
-                    client,
-                    store.collection,
-                    ((r.chunk_id, r.query or "", self._provenance(r, ledger)) for r in results),
+            with _ledger_to_look_at(
+                self._data_dir / LEDGER, self._configuration(store.collection, program)
+            ) as ledger:
+                wanted = self._wanted(ledger, program)
+                return preview(
+                    store,
+                    ledger,
+                    wanted,
+                    plan=partial(self._plan, ledger, wanted),
+                    text_key=self._text_key,
+                    characters=partial(_prompt_characters, program),
                 )
-                # Those that are missing keep waiting: they may be another folder's.
-                missing = set(report.missing)
-                ledger.mark_written(r.chunk_id for r in results if r.chunk_id not in missing)
-                summary.written += report.changed
-                summary.missing += len(missing)
-                last = results[-1].chunk_id
         finally:
-            if owned:
-                client.close()
+            store.close()
 
-    def _writing_client(self, store: ChunkStore) -> tuple[Any, bool]:
-        """(client, whether to close it): the one that reads, or one on the folder for this once."""
-        from question_optimizer.chunk_store import ClientStore, open_client
+    def _round_trip(self, store: ChunkStore, run: Offload) -> RoundTrip:
+        """The corpus as two retrievers see it; built on first use, kept on disk."""
+        from question_optimizer.generation.corpus_index import open_index, read_store
+        from question_optimizer.generation.round_trip import BANDS, RoundTrip
 
-        if isinstance(store, ClientStore):
-            return store.client, False
-        return open_client(self._qdrant_path or Path()), True
+        index = open_index(
+            self._data_dir / "cache",
+            store.collection,
+            lambda: _until(read_store(store, self._text_key), run.over),
+            self._embedding_model(),
+        )
+        band = BANDS[self._policy]
+        if self._max_rank is not None:
+            band = replace(band, max_rank=self._max_rank)
+        return RoundTrip(index, band)
 
-    def _provenance(self, result: Result, ledger: Ledger) -> dict[str, Any]:
-        return {
-            "query_type": result.query_type,
-            "query_format": result.query_format,
-            "persona_id": result.persona_id,
-            "model": result.model,
-            "configuration": ledger.fingerprint,
-        }
+    # ------------------------------------------------------------------ reading and writing
 
     def _open_store(self) -> ChunkStore:
         from question_optimizer.chunk_store import ClientStore, open_store
@@ -483,107 +469,155 @@ class OptimizedQuestionGenerator:
             return load_pipeline(Path(self._pipeline))
         return self._pipeline
 
-    def _fingerprint(self, collection: str) -> str:
+    def _configuration(self, collection: str, program: Any) -> Configuration:
         """Whose questions these are, and what they depend on: pipeline, personas, models."""
-        if self._pipeline is None:
-            pipeline = "original"
-        elif isinstance(self._pipeline, str | Path):
-            pipeline = files.sha256(Path(self._pipeline))
-        else:
-            pipeline = files.digest(self._pipeline.dump_state())
+        from question_optimizer.generation.ledger import Configuration
+
         if self._persona_function is not None:
-            function = self._persona_function
-            personas: Any = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+            personas: Any = _named(self._persona_function)
         else:
             personas = [persona.model_dump() for persona in self._persona_list()]
-        return files.digest([collection, self._text_key, pipeline, personas, self.summary.models])[
-            :16
-        ]
+        if hasattr(program, "dump_state"):
+            state = program.dump_state()
+        else:  # any program of the host's with `acall`
+            state = f"{type(program).__module__}.{type(program).__qualname__}"
+        return Configuration(
+            collection=collection,
+            pipeline=files.digest(state)[:16],
+            personas=files.digest(personas)[:16],
+            models=tuple(self.summary.models),
+            text_key=self._text_key,
+        )
 
-    def _export(self, ledger: Ledger, summary: GenerationSummary, collection: str) -> None:
-        """Every question of this configuration as JSONL, made from the ledger."""
-        done = ledger.done()
-        output = self._data_dir / OUTPUT
-        rows = [
-            {
-                "chunk_id": result.chunk_id,
-                "generated_query": result.query,
-                "query_type": result.query_type,
-                "query_format": result.query_format,
-                "persona_id": result.persona_id,
-                "model": result.model,
-            }
-            for result in done
-        ]
-        if not rows and not output.exists():
+    def _report(self, session: GenerationRun, summary: GenerationSummary, started: float) -> None:
+        """Every question of this configuration as JSONL, and what there is to say about them."""
+        from question_optimizer.generation.questions_file import write_questions
+        from question_optimizer.programs.generation_report import write_report
+
+        counts = session.ledger.counts()
+        summary.rejected = counts["rejected"]
+        session.told.look()
+        if not counts or (summary.exit_code == INTERRUPTED and counts.total() > _REPORTED_AT_ONCE):
             return
-        files.write_jsonl(output, rows)
-        files.write_meta(
-            output,
-            phase="optimized_question_generator",
-            settings={"collection": collection, "models": summary.models},
-            inputs={"configuration": ledger.fingerprint},
-            counts={"questions": len(done), "failed": len(ledger.failed())},
-            usage={
-                "tokens": sum(r.tokens for r in done),
-                "cost": round(sum(r.cost for r in done), 6),
-            },
+        if summary.idle and (
+            told := _told_before(self._data_dir / SUMMARY, session.ledger.fingerprint)
+        ):
+            summary.report = told
+            return
+        write_questions(
+            self._data_dir / OUTPUT,
+            session.ledger,
+            policy=self._policy,
             rehearsal=summary.rehearsal,
         )
+        write_report(
+            self._data_dir,
+            session,
+            summary,
+            targets=self._targets(),
+            settings={"per_chunk": self._per_chunk, "refills": self._refills},
+            started=started,
+            seconds=self._wall() - started,
+            accounts=getattr(self._engine or self._dispatcher, "snapshot", list)(),
+            seed=self._seed,
+            command=self._command(session.store.collection),
+        )
+
+    def _command(self, collection: str) -> str:
+        """How a person starts the script on this collection; '' where it is an application's."""
+        if self._client is not None:
+            return ""
+        where = (
+            ["--qdrant-path", str(self._qdrant_path)]
+            if self._qdrant_path
+            else ["--qdrant-url", str(self._qdrant_url)]
+        )
+        rest = ["--collection", collection, "--data-dir", str(self._data_dir)]
+        return shlex.join(["python", "optimized_question_generator.py", *where, *rest])
 
 
 QuestionGenerator = OptimizedQuestionGenerator  # the existing application's name for it
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+def _check_choices(gates: str, changed: str, per_chunk: int, refills: int, *least: Any) -> None:
+    """UserError for what no run could mean. `least` are numbers from 0 or 1 on, or None."""
+    from question_optimizer.generation.checks import POLICIES
+
+    for name, value, allowed in (
+        ("gates", gates, POLICIES),
+        ("changed", changed, ("ask", "keep", "redo")),
+    ):
+        if value not in allowed:
+            raise UserError(f"{name}={value!r} is none of: {', '.join(allowed)}")
+    if per_chunk < 1 or refills < 0:
+        raise UserError(f"per_chunk={per_chunk}, refills={refills}: at least 1 and 0 are needed")
+    for name, lowest, number in zip(
+        ("limit", "concurrency", "max_rank"), (0, 1, 1), least, strict=True
+    ):
+        if number is not None and number < lowest:
+            raise UserError(f"{name}={number}: at least {lowest} is needed")
 
 
-async def _let_finish(
-    producer: asyncio.Task[None],
-    consumers: Sequence[asyncio.Task[None]],
-    queue: asyncio.Queue[_Job | None],
-) -> None:
-    """End a run early: no new chunk is begun, calls in flight are paid for and may end."""
-    await _cancel([producer])
-    while not queue.empty():
-        queue.get_nowait()
-    for _ in consumers:
-        queue.put_nowait(None)
-    await asyncio.gather(*consumers, return_exceptions=True)
+def _told_before(path: Path, fingerprint: str) -> dict[str, Any]:
+    """The summary of this configuration that stands there; {} where there is none to be read."""
+    with contextlib.suppress(UserError, AttributeError, KeyError, TypeError):
+        told = files.read_json(path, made_by=None)
+        return told if told["configuration"].get("fingerprint") == fingerprint else {}
+    return {}
 
 
-class _Offload:
-    """Two threads of our own, so that blocking work never takes the loop's default executor,
-    which DSPy hops through on every call: files and Qdrant on one, embedding on the other."""
-
-    def __enter__(self) -> _Offload:
-        self._io = ThreadPoolExecutor(1, thread_name_prefix="generator-io")
-        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="generator-embedding")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._io.shutdown(wait=True)
-        self._embedding.shutdown(wait=True)
-
-    async def io(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._io, work)
-
-    async def embedding(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._embedding, work)
+def _named(function: Callable[[str], Any]) -> str:
+    """What a persona function is known by from one start to the next."""
+    function = getattr(function, "func", function)  # functools.partial
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}.{name}"
 
 
-def text_digest(chunk: Chunk) -> str:
-    """What a result belongs to, besides the chunk's id."""
-    return hashlib.sha256(chunk.chunk_text.encode()).hexdigest()
+def _until(batches: Iterator[T], over: threading.Event) -> Iterator[T]:
+    for batch in batches:
+        if over.is_set():
+            raise StopRun("cancelled", exit_code=INTERRUPTED)
+        yield batch
+
+
+@contextlib.contextmanager
+def _ledger_to_look_at(path: Path, configuration: Configuration) -> Iterator[Ledger]:
+    """The ledger, or an empty one elsewhere where there is none: looking makes no file."""
+    from question_optimizer.generation.ledger import Ledger
+
+    with tempfile.TemporaryDirectory(prefix="question-optimizer-") as elsewhere:
+        ledger = Ledger(path if path.is_file() else Path(elsewhere) / LEDGER, configuration)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+
+
+def _prompt_characters(program: Any, texts: Sequence[str]) -> float:
+    """The length of a typical prompt over these chunks; a guess for a program of the host's own."""
+    import dspy
+
+    from question_optimizer.programs.estimates import pipeline_characters
+
+    if not hasattr(program, "named_predictors"):
+        return sum(map(len, texts)) / max(1, len(texts)) + _TYPICAL_INSTRUCTIONS
+    examples = [
+        dspy.Example(
+            chunk_text=text,
+            persona_description="who searches, and what for" * 5,
+            gold_question="",
+        ).with_inputs("chunk_text", "persona_description")
+        for text in texts
+    ]
+    return pipeline_characters(program, examples)
 
 
 def _slots(dispatcher: Any) -> int:
-    """How many chunks to work on at once: the student accounts' total concurrency."""
+    """How many questions to work on at once: the student accounts' total concurrency, and some
+    more that wait for the ledger meanwhile."""
     if hasattr(dispatcher, "slots"):
-        return max(1, dispatcher.slots("student"))
+        slots = max(1, dispatcher.slots("student"))
+        return slots + (slots + 3) // 4
     return max(
         1, sum(getattr(c, "concurrency", 1) or 1 for c in getattr(dispatcher, "clients", []))
     )
@@ -593,131 +627,390 @@ def _slots(dispatcher: Any) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    from question_optimizer.cli import count, phase_parser
+    from question_optimizer.cli import count, phase_parser, positive
 
     parser = phase_parser(__doc__, calls_llm=True)
-    parser.add_argument(
+    what = parser.add_argument_group("what is made")
+    prompts = what.add_mutually_exclusive_group()
+    prompts.add_argument(
         "--pipeline", type=Path, metavar="FILE", help="default: data/optimized_pipeline.json"
     )
-    parser.add_argument(
+    prompts.add_argument(
         "--original", action="store_true", help="use the prompts as they were before"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="also chunks that have a question already"
+    what.add_argument(
+        "--per-chunk", type=positive, default=1, metavar="N", help="questions a chunk (1)"
     )
-    parser.add_argument(
-        "--limit", type=count, metavar="N", help="only the first N chunks that need a question"
+    what.add_argument(
+        "--quotas",
+        metavar="even|gold|FILE",
+        help="spread type, format and length by a plan; default with several questions a chunk",
     )
-    parser.add_argument("--text-key", metavar="KEY", help="payload key of the text; dots descend")
-    parser.add_argument(
+    what.add_argument(
+        "--gates",
+        choices=("off", "record", "training", "evaluation"),
+        default="training",
+        help="what questions must pass (training); record refuses nothing",
+    )
+    what.add_argument(
+        "--refills", type=count, default=2, metavar="N", help="tries after a refusal (2)"
+    )
+    what.add_argument(
+        "--max-rank", type=positive, metavar="N", help="find its own chunk among so many (10 or 20)"
+    )
+    what.add_argument(
+        "--limit",
+        type=count,
+        metavar="N",
+        help="only the first N chunks that need a question, those of earlier runs included",
+    )
+    what.add_argument("--text-key", metavar="KEY", help="payload key of the text; dots descend")
+    again = parser.add_argument_group("what was made before")
+    again.add_argument(
+        "--overwrite", action="store_true", help="also chunks that have somebody else's question"
+    )
+    changed = again.add_mutually_exclusive_group()
+    changed.add_argument(
+        "--keep", action="store_true", help="leave what another pipeline, persona set or model made"
+    )
+    changed.add_argument(
+        "--redo",
+        action="store_true",
+        help="make all of it again; with --apply: also what was undone",
+    )
+    again.add_argument("--retry-failed", action="store_true", help="try failed questions again")
+    again.add_argument("--retry-rejected", action="store_true", help="and those that were given up")
+    return _parse_where(parser).parse_args(argv)
+
+
+def _parse_where(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    from question_optimizer.cli import positive
+
+    where = parser.add_argument_group("where, and when")
+    where.add_argument(
         "--even-if-locked",
         action="store_true",
         help="generate although the folder is open elsewhere; the questions wait in the ledger",
     )
-    return parser.parse_args(argv)
+    where.add_argument(
+        "--no-write-back", action="store_true", help="leave the questions in the ledger"
+    )
+    instead = where.add_mutually_exclusive_group()
+    instead.add_argument("--apply", action="store_true", help="write what waits there, and no more")
+    instead.add_argument("--runs", action="store_true", help="list what was written, and when")
+    instead.add_argument("--undo", metavar="RUN", help="restore what stood there before; or: last")
+    where.add_argument(
+        "--wait", action="store_true", help="sleep until a spent quota returns, and go on"
+    )
+    where.add_argument("--engine", choices=("local", "ray"), default="local")
+    where.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster, or: auto")
+    where.add_argument("--ray-workers", type=positive, metavar="N", help="one a node by default")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     from config import accounts_of, load_settings
-    from question_optimizer.cli import Progress, finish_on_interrupt
-    from question_optimizer.dispatcher import LLMDispatcher, open_store
 
     args = parse(argv)
     settings = load_settings(args)
+    if args.apply or args.runs or args.undo:
+        return maintain(settings, args)
     accounts = accounts_of(settings)
     if args.dry_run:
         return dry_run(settings, args, accounts)
+    try:
+        summary = produce(settings, args, accounts, changed=_changed(args))
+    except ConfigurationChanged as change:
+        if not sys.stdin.isatty() or (answer := _asked(change)) is None:
+            raise
+        summary = produce(settings, args, accounts, changed=answer)
+    return tell(summary, settings.data_dir)
+
+
+def _changed(args: argparse.Namespace) -> Literal["ask", "keep", "redo"]:
+    return "keep" if args.keep else "redo" if args.redo else "ask"
+
+
+def _asked(change: ConfigurationChanged) -> Literal["keep", "redo"] | None:
+    print(change, file=sys.stderr)
+    try:
+        answer = input("keep, redo, or leave it [keep/redo/N]? ").strip().lower()
+    except EOFError:
+        return None
+    return "keep" if answer == "keep" else "redo" if answer == "redo" else None
+
+
+def produce(
+    settings: Any,
+    args: argparse.Namespace,
+    accounts: list[LLMClientConfig],
+    *,
+    changed: Literal["ask", "keep", "redo"],
+) -> GenerationSummary:
+    """One run with the settings of a command line, shown as it goes."""
+    from question_optimizer.cli import Progress, finish_on_interrupt
+    from question_optimizer.dispatcher import LLMDispatcher, open_store
+
     log_file = settings.data_dir / "daily_request_log.json"
     limits = open_store(log_file, url=settings.secret_of("limits_url"))
-    with LLMDispatcher(accounts, max_cost=args.max_cost, store=limits) as dispatcher:
+    engine = _engine(settings, args)
+    with (
+        LLMDispatcher(
+            accounts, max_cost=args.max_cost, max_calls=args.max_calls, store=limits
+        ) as dispatcher,
+        finish_on_interrupt(dispatcher, *filter(None, [engine])) as stop,
+    ):
         generator = OptimizedQuestionGenerator(
-            qdrant_path=settings.qdrant_path,
-            qdrant_url=settings.qdrant_url,
-            qdrant_api_key=settings.secret_of("qdrant_api_key"),
-            collection=settings.collection,
+            **_sources(settings, args),
             dispatcher=dispatcher,
-            personas=settings.personas_file,
-            pipeline=None if args.original else pipeline_file(settings, args),
-            data_dir=settings.data_dir,
-            embedding_model=settings.embedding_model,
-            text_key=args.text_key,
-            overwrite=args.overwrite,
-            limit=args.limit,
-            even_if_locked=args.even_if_locked,
-            progress=lambda failed: progress.advance(failed=failed),
+            engine=engine,
+            **_what(args),
+            changed=changed,
+            wait=args.wait,
+            seed=settings.seed,
+            progress=lambda state: progress.advance(
+                failed=state == "failed", rejected=state == "rejected"
+            ),
+            stop=stop,
         )
+        began = time.monotonic()
         progress = Progress(
-            "chunks",
+            "questions",
             lambda: generator.summary.to_do,
-            spend=lambda: dispatcher.spend,
-            note=dispatcher.live_line,
+            spend=lambda: (engine or dispatcher).spend,
+            note=lambda: (
+                generator.summary.doing
+                or (engine.live_line() if engine else dispatcher.account_line())
+            ),
+            eta=lambda left: forecast_of(
+                dispatcher,
+                generator.summary,
+                left,
+                time.monotonic() - began - generator.summary.slept,
+            ),
         )
-        with finish_on_interrupt(dispatcher), progress:
-            summary = asyncio.run(_generate_and_close(generator, dispatcher))
-    return tell(summary, settings.data_dir / OUTPUT)
+        with progress:
+            return asyncio.run(_generate_and_close(generator, dispatcher, engine))
+
+
+def _sources(settings: Any, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "qdrant_path": settings.qdrant_path,
+        "qdrant_url": settings.qdrant_url,
+        "qdrant_api_key": settings.secret_of("qdrant_api_key"),
+        "collection": settings.collection,
+        "personas": settings.personas_file,
+        "pipeline": None if args.original else pipeline_file(settings, args),
+        "data_dir": settings.data_dir,
+        "embedding": settings.embedding_model,
+        "text_key": args.text_key,
+        "even_if_locked": args.even_if_locked,
+    }
+
+
+def _what(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "per_chunk": args.per_chunk,
+        "quotas": args.quotas,
+        "gates": args.gates,
+        "refills": args.refills,
+        "max_rank": args.max_rank,
+        "overwrite": args.overwrite,
+        "limit": args.limit,
+        "retry_failed": args.retry_failed,
+        "retry_rejected": args.retry_rejected,
+        "write_back": not args.no_write_back,
+    }
+
+
+def _engine(settings: Any, args: argparse.Namespace) -> RayEngine | None:
+    """The cluster, where one is asked for; None is this process."""
+    if args.engine == "local":
+        return None
+    if args.max_cost is not None or args.max_calls is not None:
+        raise UserError(
+            "--max-cost and --max-calls cannot be kept over several machines; leave them out, or "
+            "use --engine local"
+        )
+    from dspy_pipeline import load_pipeline, pipeline_state
+    from question_optimizer.programs.ray_engine import RayEngine
+
+    state = None if args.original else pipeline_state(load_pipeline(pipeline_file(settings, args)))
+    return RayEngine(
+        args.ray_address,
+        providers=None if settings.rehearsal else settings.providers_file,
+        pipeline=state,
+        limits_url=settings.secret_of("limits_url"),
+        policy=args.gates,
+        refills=args.refills,
+        workers=args.ray_workers,
+    )
+
+
+def forecast_of(dispatcher: Any, summary: GenerationSummary, left: int, seconds: float) -> str:
+    """When `left` questions will be made: by the accounts' limits, and by the calls and the time
+    (`seconds` at work) that questions took so far."""
+    from question_optimizer.generation.forecast import expected_at, told
+
+    made = summary.generated + summary.failed + summary.refused
+    calls = summary.calls / made if made >= _ENOUGH else 2.0
+    now = datetime.now(UTC).astimezone()
+    allowances = dispatcher.allowances("student")
+    if made < _ENOUGH:
+        return ""
+    return told(
+        expected_at(calls * left, allowances, now, done=summary.calls, seconds=seconds), now
+    )
 
 
 async def _generate_and_close(
-    generator: OptimizedQuestionGenerator, dispatcher: Any
+    generator: OptimizedQuestionGenerator, dispatcher: Any, engine: Any
 ) -> GenerationSummary:
     try:
         return await generator.generate()
     finally:
         await dispatcher.aclose()
+        if engine is not None:
+            await engine.close()
 
 
 def pipeline_file(settings: Any, args: argparse.Namespace) -> Path:
-    return args.pipeline or settings.data_dir / "optimized_pipeline.json"
+    path = args.pipeline or settings.data_dir / "optimized_pipeline.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: does not exist; run optimize_pipeline.py first, or give --original for the "
+            "prompts as they were"
+        )
+    return path
 
 
 def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any]) -> int:
-    """Count the chunks that would be worked on; nothing is called or written."""
-    from config import store_of
-    from question_optimizer.chunk_store import QUERY_KEY, chunk_of
+    """What a run would make and write; nothing is called or changed."""
     from question_optimizer.cli import dry_run_line
+    from question_optimizer.dispatcher import LLMDispatcher
+    from question_optimizer.generation import maintenance
 
-    if not args.original:
-        files.read_meta(pipeline_file(settings, args), made_by="optimize_pipeline.py")
-    store = store_of(settings, even_if_locked=args.even_if_locked)
-    count = characters = 0
-    try:
-        for point_id, payload in store.payloads(store.point_ids()):
-            chunk, _ = chunk_of(point_id, payload, args.text_key)
-            if chunk and (args.overwrite or not payload.get(QUERY_KEY)):
-                count += 1
-                characters += len(chunk.chunk_text)
-    finally:
-        store.close()
-    count = min(count, args.limit if args.limit is not None else count)
-    typical = characters / max(1, count) + 3000
-    print(dry_run_line(accounts, {"student": 2 * count}, characters=typical))
+    with LLMDispatcher(accounts) as dispatcher:  # asked for its models, never for a call
+        generator = OptimizedQuestionGenerator(
+            **_sources(settings, args),
+            **_what(args),
+            changed="redo" if args.redo else "keep",
+            dispatcher=dispatcher,
+        )
+        preview = generator.preview()
+    with _collection(settings, even_if_locked=True) as store:
+        for line in maintenance.diff(settings.data_dir / LEDGER, store, limit=_SHOWN):
+            print(line)
+    for line in preview.told():
+        print(line)
+    print(dry_run_line(accounts, {"student": preview.calls}, characters=preview.characters))
     return 0
 
 
-def tell(summary: GenerationSummary, output: Path) -> int:
+def maintain(settings: Any, args: argparse.Namespace) -> int:
+    """--runs, --apply and --undo: what needs no account and no pipeline."""
+    from question_optimizer.generation import maintenance
+
+    path = settings.data_dir / LEDGER
+    looks = args.runs or args.dry_run  # and needs no folder to itself
+    with _collection(settings, even_if_locked=looks or args.even_if_locked) as store:
+        if args.undo:
+            return _undo(settings, args, store)
+        with maintenance.opened(path, store.collection) as ledger:
+            for known in ledger.runs() if args.runs else ():
+                state = "undone" if known.undone else f"{known.chunks} chunks"
+                print(f"{known.run}  {known.at}  {state}")
+        if args.apply and args.dry_run:
+            for line in maintenance.diff(path, store, limit=_SHOWN):
+                print(line)
+        elif args.apply:
+            return _apply(settings, args, store)
+    return 0
+
+
+def _apply(settings: Any, args: argparse.Namespace, store: ChunkStore) -> int:
+    from question_optimizer.generation import maintenance
+    from question_optimizer.generation.write_back import new_run_id
+
+    path, run = settings.data_dir / LEDGER, new_run_id(datetime.now(UTC))
+    target = partial(maintenance.target_over, store, settings.qdrant_path)
+    written = maintenance.apply(path, store.collection, target, run=run, undone=args.redo)
+    if written is None:
+        print(f"nothing waits in {path}; --apply --redo brings back what was undone")
+        return 0
+    if written.missing:
+        print(f"{len(written.missing)} chunks no longer in the collection", file=sys.stderr)
+    print(f"{written.changed} chunks written back, {written.unchanged} had it already; run {run}")
+    return 0
+
+
+def _undo(settings: Any, args: argparse.Namespace, store: ChunkStore) -> int:
+    from question_optimizer.generation import maintenance, write_back
+
+    path = settings.data_dir / LEDGER
+    with maintenance.opened(path, store.collection) as ledger:
+        run = maintenance.run_named(ledger, args.undo)
+        with maintenance.target_over(store, settings.qdrant_path) as target:
+            undone = write_back.undo(ledger, target, run, dry_run=args.dry_run)
+    for count, what in (
+        (undone.changed_since, "were changed since, and are left as they are"),
+        (len(undone.missing), "are no longer in the collection"),
+    ):
+        if count:
+            print(f"{count} chunks {what}", file=sys.stderr)
+    what = "would be restored" if args.dry_run else "restored"
+    print(f"{undone.restored} chunks {what} as they were before run {run}")
+    return 0
+
+
+@contextlib.contextmanager
+def _collection(settings: Any, *, even_if_locked: bool) -> Iterator[ChunkStore]:
+    from config import store_of
+
+    store = store_of(settings, even_if_locked=even_if_locked)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def tell(summary: GenerationSummary, data_dir: Path) -> int:
     """Say what came out, and return the exit code."""
     from question_optimizer.hostile_text import printable
+    from question_optimizer.reports.generation_terminal import told
 
     seen = {
-        "had one already": summary.already_there,
+        "had somebody else's question already": summary.already_there,
+        "done under another configuration, left as they are": summary.kept,
         "made by an earlier run": summary.resumed,
+        "taken out by --undo, left out (--apply --redo puts them back)": summary.undone,
         "without text": summary.without_text,
-        "left for later by --limit": summary.beyond_limit,
+        "left for later by --limit": 0 if summary.stopped else summary.beyond_limit,
         "no longer in the collection": summary.missing,
-        "failed": summary.failed,
     }
     for what, count in seen.items():
         if count:
             print(f"{count} chunks {what}", file=sys.stderr)
+    for line in told(summary.report) if summary.report else ():
+        print(printable(line), file=sys.stderr)
+    if summary.failed or summary.failed_before:
+        before = f", {summary.failed_before} by earlier runs" if summary.failed_before else ""
+        print(f"{summary.failed} questions failed{before}; --retry-failed", file=sys.stderr)
     for chunk_id, reason in summary.problems.items():
         print(f"  {chunk_id}: {printable(reason)}", file=sys.stderr)
+    if summary.stopped and summary.left:
+        print(f"{summary.left} questions still to make", file=sys.stderr)
     note = " (rehearsal)" if summary.rehearsal else ""
+    written = f"{summary.written} chunks written back"
+    if summary.written:
+        written += f" as run {summary.run}"
     print(
-        f"{summary.generated} questions generated{note}, {summary.written} written back -> {output}"
+        f"{summary.generated} questions generated{note}, {written} -> "
+        f"{data_dir / (REPORT if summary.report else LEDGER)}"
     )
     if summary.stopped:
         raise UserError(summary.stopped, exit_code=summary.exit_code)
-    return FAILED_ITEMS if summary.failed else 0
+    return FAILED_ITEMS if summary.failed or summary.failed_before else 0
 
 
 if __name__ == "__main__":

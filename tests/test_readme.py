@@ -93,7 +93,7 @@ def test_every_command_of_the_step_by_step_part_runs(tmp_path: Path) -> None:
         "73 gold questions (suggestions by the rehearsal) -> data/tryout-files/gold_dataset.json"
         in said
     )
-    assert "20 questions generated (rehearsal), 20 written back" in said
+    assert "20 questions generated (rehearsal), 20 chunks written back" in said
 
 
 def test_the_other_commands_are_targets_and_files_that_exist() -> None:
