@@ -12,9 +12,15 @@ import pytest
 
 from conftest import ROOT, clean_environment
 
-PHASES = ("fetch_chunks", "annotate_chunks", "optimize_pipeline", "evaluate_pipeline")
+PHASES = (
+    *("fetch_chunks", "annotate_chunks", "optimize_pipeline", "evaluate_pipeline"),
+    "export_questions",
+)
 DSPY_STOREY = ("dspy_signatures", "dspy_pipeline", "custom_lm", "optimized_question_generator")
-HEAVY = ("dspy", "qdrant_client", "torch", "sentence_transformers", "openai", "anthropic", "numpy")
+HEAVY = (
+    *("dspy", "qdrant_client", "torch", "sentence_transformers", "openai", "anthropic", "numpy"),
+    *("datasets", "pyarrow", "ray"),
+)
 SCRIPTS = (*PHASES, *(name for name in DSPY_STOREY if name != "dspy_pipeline"))
 
 
