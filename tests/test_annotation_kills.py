@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KILLS = int(os.environ.get("ANNOTATION_KILLS", "100"))
+KILLS = int(os.environ.get("ANNOTATION_KILLS", "60"))
 FOLDERS = 2
 CHUNKS = 400
 ROOT = Path(__file__).resolve().parent.parent

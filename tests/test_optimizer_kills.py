@@ -21,7 +21,7 @@ import optimizers
 from limit_server import Server, running
 from optimizers import SMALL, Project, flags_of, healthy, kill_often, providers, watch
 
-KILLS = int(os.environ.get("OPTIMIZER_KILLS", "2"))
+KILLS = int(os.environ.get("OPTIMIZER_KILLS", "1"))
 SEED = int(os.environ.get("OPTIMIZER_KILLS_SEED", "0"))
 LATENCY_SECONDS = 0.02
 ITEMS = 8  # of each split
