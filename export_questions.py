@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from question_optimizer.cli import Progress, phase_parser, positive, run
 from question_optimizer.errors import NO_GO, UserError
 from question_optimizer.exports import prove
+from question_optimizer.generation.outcome import LEDGER
 
 if TYPE_CHECKING:
     from config import Settings
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from question_optimizer.generation.ledger import Configuration
     from question_optimizer.records import GoldItem, Split
 
-LEDGER = "generation.sqlite"
 GOLD = "gold_dataset.json"
 SUMMARY = "export.json"
 _FORMATS = ("pairs", "triplets", "beir", "parquet", "hf")

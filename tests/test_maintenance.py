@@ -86,10 +86,10 @@ def test_the_last_line_tells_what_was_made_and_where_the_page_is(
 
 
 def test_the_script_refuses_questions_for_training_unless_told_otherwise() -> None:
-    from optimized_question_generator import parse
+    from question_optimizer.programs.generation_script import parse
 
-    assert parse([]).gates == "training"
-    assert parse(["--gates", "record"]).gates == "record"
+    assert parse([], "").gates == "training"
+    assert parse(["--gates", "record"], "").gates == "record"
 
 
 def test_a_missing_pipeline_names_the_phase_that_makes_it(

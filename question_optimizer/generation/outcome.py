@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from question_optimizer.generation.settling import Settled
     from question_optimizer.generation.write_back import Written
 
+# The files of a run, in the data directory.
+LEDGER = "generation.sqlite"
+QUESTIONS = "generated_questions.jsonl"
+SUMMARY = "generation_summary.json"
+REPORT = "generation_report.html"
 _PROBLEMS_SHOWN = 10
 
 

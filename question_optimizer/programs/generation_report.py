@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from question_optimizer.generation.examples import examples
-from question_optimizer.generation.outcome import GenerationSummary
+from question_optimizer.generation.outcome import REPORT, SUMMARY, GenerationSummary
 from question_optimizer.generation.quotas import Cell, planned
 from question_optimizer.generation.summary import Run, summarise, write_summary
 from question_optimizer.programs.generation_run import GenerationRun
 from question_optimizer.reports.generation import write_generation_report
-
-SUMMARY = "generation_summary.json"
-REPORT = "generation_report.html"
 
 
 def write_report(
