@@ -623,7 +623,7 @@ def _slots(dispatcher: Any) -> int:
 def main(argv: list[str] | None = None) -> int:
     from question_optimizer.programs.generation_script import run_script
 
-    return run_script(argv, __doc__)
+    return run_script(argv, __doc__, OptimizedQuestionGenerator)
 
 
 if __name__ == "__main__":

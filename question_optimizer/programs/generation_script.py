@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ from question_optimizer.generation.outcome import (
 )
 
 if TYPE_CHECKING:
-    from optimized_question_generator import OptimizedQuestionGenerator
     from question_optimizer.chunk_store import ChunkStore
     from question_optimizer.programs.ray_engine import RayEngine
     from question_optimizer.providers import LLMClientConfig
 
+Make = Callable[..., Any]  # OptimizedQuestionGenerator, which stands above
 _SHOWN = 3  # points of a diff
 _ENOUGH = 10  # questions by which the rest is judged
 
@@ -113,8 +113,8 @@ def _parse_where(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def run_script(argv: list[str] | None, doc: str | None) -> int:
-    """One command line; its exit code. `doc` is the help text."""
+def run_script(argv: list[str] | None, doc: str | None, make: Make) -> int:
+    """One command line; its exit code. `doc` is the help text, `make` makes a generator."""
     from config import accounts_of, load_settings
 
     args = parse(argv, doc)
@@ -123,13 +123,13 @@ def run_script(argv: list[str] | None, doc: str | None) -> int:
         return maintain(settings, args)
     accounts = accounts_of(settings)
     if args.dry_run:
-        return dry_run(settings, args, accounts)
+        return dry_run(settings, args, accounts, make)
     try:
-        summary = produce(settings, args, accounts, changed=_changed(args))
+        summary = produce(settings, args, accounts, make, changed=_changed(args))
     except ConfigurationChanged as change:
         if not sys.stdin.isatty() or (answer := _asked(change)) is None:
             raise
-        summary = produce(settings, args, accounts, changed=answer)
+        summary = produce(settings, args, accounts, make, changed=answer)
     return tell(summary, settings.data_dir)
 
 
@@ -150,11 +150,11 @@ def produce(
     settings: Any,
     args: argparse.Namespace,
     accounts: list[LLMClientConfig],
+    make: Make,
     *,
     changed: Literal["ask", "keep", "redo"],
 ) -> GenerationSummary:
     """One run with the settings of a command line, shown as it goes."""
-    from optimized_question_generator import OptimizedQuestionGenerator
     from question_optimizer.cli import Progress, finish_on_interrupt
     from question_optimizer.dispatcher import LLMDispatcher, open_store
 
@@ -167,7 +167,7 @@ def produce(
         ) as dispatcher,
         finish_on_interrupt(dispatcher, *filter(None, [engine])) as stop,
     ):
-        generator = OptimizedQuestionGenerator(
+        generator: Any = make(
             **_sources(settings, args),
             dispatcher=dispatcher,
             engine=engine,
@@ -181,7 +181,7 @@ def produce(
             stop=stop,
         )
         began = time.monotonic()
-        progress = Progress(
+        progress: Progress = Progress(
             "questions",
             lambda: generator.summary.to_do,
             spend=lambda: (engine or dispatcher).spend,
@@ -270,9 +270,7 @@ def forecast_of(dispatcher: Any, summary: GenerationSummary, left: int, seconds:
     )
 
 
-async def _generate_and_close(
-    generator: OptimizedQuestionGenerator, dispatcher: Any, engine: Any
-) -> GenerationSummary:
+async def _generate_and_close(generator: Any, dispatcher: Any, engine: Any) -> GenerationSummary:
     try:
         return await generator.generate()
     finally:
@@ -291,15 +289,14 @@ def pipeline_file(settings: Any, args: argparse.Namespace) -> Path:
     return path
 
 
-def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any]) -> int:
+def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any], make: Make) -> int:
     """What a run would make and write; nothing is called or changed."""
-    from optimized_question_generator import OptimizedQuestionGenerator
     from question_optimizer.cli import dry_run_line
     from question_optimizer.dispatcher import LLMDispatcher
     from question_optimizer.generation import maintenance
 
     with LLMDispatcher(accounts) as dispatcher:  # asked for its models, never for a call
-        generator = OptimizedQuestionGenerator(
+        generator: Any = make(
             **_sources(settings, args),
             **_what(args),
             changed="redo" if args.redo else "keep",
