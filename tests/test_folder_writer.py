@@ -166,7 +166,7 @@ def test_a_state_of_another_pydantic_is_written_as_it_was_read(folder: Path) -> 
     point = PointStruct(id=50, vector=[1.0, 0.0], payload={"a": 1})
     state: dict[str, Any] = {
         "__dict__": dict(point.__dict__),
-        "__fields_set__": {"payload"},  # one: the order of several is chance, and bytes are compared
+        "__fields_set__": {"payload"},  # one: the order of several is chance
         "__private_attribute_values__": {},
     }
 
