@@ -70,12 +70,6 @@ class Repeat(NamedTuple):
     alike: float
 
 
-class _Kept(NamedTuple):
-    number: int
-    key: str
-    question: str
-
-
 class QuestionIndex:
     """The questions accepted so far, by key; at `path`, made if missing. Safe from any thread.
 
