@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer.cli import (
-    Progress,
     amount,
     count,
     dry_run_line,
@@ -36,6 +35,7 @@ from question_optimizer.cli import (
     run,
 )
 from question_optimizer.errors import FAILED_ITEMS, NO_GO
+from question_optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from config import Settings

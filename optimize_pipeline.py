@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer.cli import (
-    Progress,
     dry_run_line,
     finish_on_interrupt,
     phase_parser,
@@ -30,6 +29,7 @@ from question_optimizer.cli import (
     share,
 )
 from question_optimizer.errors import FAILED_ITEMS, NO_GO, StopRun, UserError
+from question_optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from config import Settings

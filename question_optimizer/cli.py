@@ -1,4 +1,4 @@
-"""What every phase script shares: flags, exit codes, progress, Ctrl-C. Imports nothing heavy."""
+"""What every phase script shares: flags, exit codes, Ctrl-C. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import difflib
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from question_optimizer.errors import INTERRUPTED, USAGE, StopRun, UserError
-from question_optimizer.hostile_text import one_line, printable
+from question_optimizer.hostile_text import printable
+from question_optimizer.progress import duration
 
 if TYPE_CHECKING:
     from question_optimizer.providers import LLMClientConfig
@@ -35,8 +33,8 @@ SETTING_FLAGS = {
     "seed": "of every random choice (default: 0)",
 }
 _GRACE_SECONDS = 10.0
-_LOG_EVERY_SECONDS = 30.0
-_FEWEST_BLOCKS = 5  # of a bar; where words leave no room for them they are worth more
+_GRACE_BEFORE_CALLS_SECONDS = 3.0  # preparing can be broken off at any point
+_COST = "cost "
 
 
 def bare_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -177,17 +175,23 @@ class Stoppable(Protocol):
 
     def stop(self, reason: StopRun) -> None: ...
 
+    def snapshot(self) -> list[dict[str, Any]]:
+        """One dict an account; "started" and "in_flight" are numbers of calls."""
+
 
 @contextlib.contextmanager
 def finish_on_interrupt(*callers: Stoppable) -> Iterator[threading.Event]:
-    """First Ctrl-C (or TERM): no new call starts, what is in flight may end, at most 10 s. Second:
-    leave at once. Yields the event that the first one sets."""
+    """First Ctrl-C (or TERM): no new call starts, what is in flight may end, at most 10 s (3 s
+    where no call was made yet). Second: leave at once. Yields the event that the first one sets."""
     asked = threading.Event()
     stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
 
     def leave() -> None:
-        left = f"{_script()}: left with calls in flight; resume with: {resume_command()}"
-        print(f"\n{left}", file=stream)
+        left = "left before any call was made; nothing is lost"
+        if _calls(callers, "started"):
+            in_flight = " with calls in flight" if _calls(callers, "in_flight") else ""
+            left = f"left{in_flight}; everything before is saved"
+        print(f"\n{_script()}: {left}; resume with: {resume_command()}", file=stream)
         stream.flush()
         os._exit(INTERRUPTED)
 
@@ -195,10 +199,12 @@ def finish_on_interrupt(*callers: Stoppable) -> Iterator[threading.Event]:
         if asked.is_set():
             leave()
         asked.set()
-        print("\nfinishing what is in flight; press Ctrl-C again to leave at once", file=stream)
+        calls = _calls(callers, "started")
+        what = "finishing what is in flight" if calls else "stopping; no call was made yet"
+        print(f"\n{what}; press Ctrl-C again to leave at once", file=stream)
         for caller in callers:
             caller.stop(StopRun("interrupted; everything so far is saved", exit_code=INTERRUPTED))
-        timer = threading.Timer(_GRACE_SECONDS, leave)
+        timer = threading.Timer(_GRACE_SECONDS if calls else _GRACE_BEFORE_CALLS_SECONDS, leave)
         timer.daemon = True
         timer.start()
 
@@ -213,154 +219,8 @@ def finish_on_interrupt(*callers: Stoppable) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def wait_until(
-    moment: datetime,
-    *,
-    why: str,
-    stop: threading.Event,
-    wall: Callable[[], float] = time.time,
-    sleep: Callable[[float], object] | None = None,
-) -> bool:
-    """Sleep until `moment` (aware) and a minute; say so once on stderr, count down on a terminal.
-
-    In slices and by the clock on the wall, so that a suspended machine or a clock that is set does
-    not make it late. False as soon as `stop` is set. `why` may be a StopRun's text: what it says
-    after " until " is said here.
-    """
-    from question_optimizer.generation.forecast import seconds_until  # asyncio, which --help spares
-
-    stream, left = sys.stderr, seconds_until(moment, wall)
-    if left <= 0:
-        return not stop.is_set()
-    ends = datetime.fromtimestamp(wall() + left, UTC)
-    reason = printable(why.partition(" until ")[0])
-    day = f"{ends:%A}" if left < 6 * 86400 else f"{ends:%Y-%m-%d}"
-    print(
-        f"{reason}; waiting until {day} {ends:%H:%M} UTC ({_hours(left)}), Ctrl-C ends it; "
-        "everything is saved",
-        file=stream,
-    )
-    live = stream.isatty()
-    while (left := seconds_until(moment, wall)) > 0 and not stop.is_set():
-        if live:
-            print(f"\r\x1b[Kgoes on in {_hours(left)}", end="", file=stream, flush=True)
-        (sleep or stop.wait)(min(left, 1.0 if live else _LOG_EVERY_SECONDS))
-    if live:
-        print("\r\x1b[K", end="", file=stream, flush=True)
-    return not stop.is_set()
-
-
-def _hours(seconds: float) -> str:
-    """5 h 12 min; 12 min; below ten minutes 3 min 20 s."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    if minutes < 10:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-class Progress:
-    """done/total, rejected, failures, spend and when it ends, on stderr.
-
-    A bar that redraws itself on a terminal and is cut to its width, a line every 30 s elsewhere.
-    `eta(left)` tells in words when so many items will be through; where it tells nothing, the time
-    left is guessed from the pace so far.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        total: int | Callable[[], int],
-        *,
-        spend: Callable[[], float] | None = None,
-        note: Callable[[], str] = str,
-        eta: Callable[[int], str] | None = None,
-    ):
-        self._note = note
-        self._eta = eta
-        self._what = what
-        self._total = total if callable(total) else lambda: total
-        self._spend = spend
-        self._done = self._rejected = self._failed = 0
-        self._started = self._shown = time.monotonic()
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._stream = sys.stderr  # as it is now: DSPy's own output may be redirected later
-        self._terminal = self._stream.isatty()
-
-    def __enter__(self) -> Progress:
-        threading.Thread(target=self._tick, name="progress", daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        if self._terminal and self._done:
-            self._draw()
-            print(file=self._stream)
-
-    def advance(self, *, failed: bool = False, rejected: bool = False) -> None:
-        """One more item is through."""
-        with self._lock:
-            self._done += 1
-            self._failed += failed
-            self._rejected += rejected
-            now = time.monotonic()
-            if now - self._shown >= (0.2 if self._terminal else _LOG_EVERY_SECONDS):
-                self._shown = now
-                self._draw()
-
-    def _tick(self) -> None:
-        """Say something also while nothing ends: a silent minute looks like a dead program."""
-        every = 1.0 if self._terminal else _LOG_EVERY_SECONDS
-        while not self._over.wait(every):
-            with self._lock:
-                if time.monotonic() - self._shown >= every:
-                    self._shown = time.monotonic()
-                    self._draw()
-
-    def _draw(self) -> None:
-        total = max(self._total(), self._done)
-        line = one_line(", ".join(filter(None, self._parts(total))))
-        if not self._terminal:
-            print(line, file=self._stream)
-            return
-        room = _width(self._stream) - 1  # a full last column makes some terminals begin a new line
-        if (blocks := min(20, room - len(line) - 1)) >= _FEWEST_BLOCKS:
-            filled = round(blocks * self._done / max(1, total))
-            line = f"{'█' * filled}{'░' * (blocks - filled)} {line}"
-        if len(line) > room:
-            line = line[: room - 1] + "…"
-        print(f"\r\x1b[K{line}", end="", file=self._stream)
-        self._stream.flush()
-
-    def _parts(self, total: int) -> Iterator[str]:
-        yield f"{self._what} {self._done}/{total}"
-        if self._rejected:
-            yield f"{self._rejected} rejected"
-        yield f"{self._failed} failed"
-        if self._spend and (spend := self._spend()):
-            yield f"spent {spend:.4f}"
-        left = total - self._done
-        if self._eta and (told := self._eta(left)):
-            yield told
-        elif self._done:
-            elapsed = time.monotonic() - self._started
-            yield f"{_duration(elapsed / self._done * left)} left"
-        yield self._note()
-
-
-def _width(stream: TextIO) -> int:
-    """Columns of the terminal behind `stream`: stdout, which Python asks, may be a file."""
-    with contextlib.suppress(OSError, ValueError):
-        return max(20, os.get_terminal_size(stream.fileno()).columns or 80)
-    return shutil.get_terminal_size().columns
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _calls(callers: Sequence[Stoppable], which: str) -> int:
+    return sum(account[which] for caller in callers for account in caller.snapshot())
 
 
 def dry_run_line(
@@ -369,35 +229,72 @@ def dry_run_line(
     *,
     characters: float | Mapping[str, float],
     answer_tokens: float = 150.0,
+    most: Mapping[str, int] | None = None,
 ) -> str:
-    """What a run would take: calls by role, tokens, price range, time at the present limits.
+    """What a run would take: calls by role, tokens, price range, time at the present limits; and
+    the price of the `most` calls that it may come to.
 
     `characters` is the length of a typical prompt, for all roles or by role. Tokens are a quarter
     of characters, and the price ranges from the cheapest to the dearest account that may serve each
     call.
     """
-    total = sum(calls.values())
-    low = high = minutes = tokens = 0.0
-    unpriced = False
+    if not any(calls.values()):
+        return "dry run: 0 calls, nothing to do"
+    if isinstance(characters, int | float):
+        characters = dict.fromkeys(calls, characters)
+    prompts = {role: characters[role] / 4 for role in calls}
+    tokens = sum(count * (prompts[role] + answer_tokens) for role, count in calls.items())
+    by_role = ", ".join(f"{count:,} {role}" for role, count in calls.items() if count)
+    price = _price(accounts, calls, prompts, answer_tokens)
+    if most and price.startswith(_COST) and sum(most.values()) > sum(calls.values()):
+        dearest = _price(accounts, most, prompts, answer_tokens).removeprefix(_COST)
+        price += f" (for {sum(most.values()):,} calls, the most there may be: {dearest})"
+    return (
+        f"dry run: {sum(calls.values()):,} calls ({by_role}), about {tokens:,.0f} tokens, {price}, "
+        f"{_time(accounts, calls)}"
+    )
+
+
+def _price(
+    accounts: Sequence[LLMClientConfig],
+    calls: Mapping[str, int],
+    prompt_tokens: Mapping[str, float],
+    answer_tokens: float,
+) -> str:
+    if _rehearsed(accounts):
+        return "free: a rehearsal"
+    low = high = 0.0
     for role, count in calls.items():
-        serving = [a for a in accounts if role in a.roles]
-        asked = characters if isinstance(characters, int | float) else characters[role]
-        prompt_tokens = asked / 4
-        tokens += count * (prompt_tokens + answer_tokens)
-        unpriced |= any(not a.priced for a in serving)
-        prices = [a.cost(prompt_tokens, answer_tokens) for a in serving] or [0.0]
+        serving = _serving(accounts, role)
+        if any(not account.priced for account in serving):
+            return "price unknown"
+        prices = [a.cost(prompt_tokens[role], answer_tokens) for a in serving] or [0.0]
         low, high = low + count * min(prices), high + count * max(prices)
-        rates = [a.rpm_limit or float("inf") for a in serving] or [float("inf")]
-        minutes = max(minutes, count / sum(rates))
-    daily = [a.daily_limit for a in accounts]
-    days = 0 if None in daily else total / max(1, sum(d or 0 for d in daily))
-    by_role = ", ".join(f"{count} {role}" for role, count in calls.items() if count)
-    price = "price unknown" if unpriced else f"cost {low:.4f} to {high:.4f}"
-    took = "time unknown: no limit per minute is configured"
-    if all(a.kind == "rehearsal" for a in accounts):
-        price, took = "free: a rehearsal", "seconds"
+    same = f"{low:.4f}" == f"{high:.4f}"
+    return f"{_COST}{low:.4f}" if same else f"{_COST}{low:.4f} to {high:.4f}"
+
+
+def _time(accounts: Sequence[LLMClientConfig], calls: Mapping[str, int]) -> str:
+    """At the limits of a day where it takes more than one, else at those of a minute."""
+    daily = [account.daily_limit for account in accounts]
+    if (
+        None not in daily
+        and (days := sum(calls.values()) / max(1, sum(limit or 0 for limit in daily))) > 1
+    ):
+        return f"at least {days:.1f} days at the present daily limits"
+    minutes = 0.0
+    for role, count in calls.items():
+        rates = [a.rpm_limit or float("inf") for a in _serving(accounts, role)]
+        minutes = max(minutes, count / (sum(rates) or float("inf")))
     if minutes:
-        took = f"at least {_duration(minutes * 60)} at the present limits"
-    if days > 1:
-        took = f"at least {days:.1f} days at the present daily limits"
-    return f"dry run: {total} calls ({by_role}), about {tokens:,.0f} tokens, {price}, {took}"
+        return f"at least {duration(minutes * 60)} at the present limits"
+    unlimited = "time unknown: no limit per minute is configured"
+    return "seconds" if _rehearsed(accounts) else unlimited
+
+
+def _serving(accounts: Sequence[LLMClientConfig], role: str) -> list[LLMClientConfig]:
+    return [account for account in accounts if role in account.roles]
+
+
+def _rehearsed(accounts: Sequence[LLMClientConfig]) -> bool:
+    return all(account.kind == "rehearsal" for account in accounts)

@@ -13,9 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from question_optimizer import files, gates, gold, splits
+from question_optimizer import files, gold, splits
+from question_optimizer.duplicates import folded, near_duplicates
+from question_optimizer.gates import looks_odd
 from question_optimizer.hostile_text import one_line, printable, storable
+from question_optimizer.overlap import copies
 from question_optimizer.records import GoldItem, Split
+from question_optimizer.references import refers_outside
 from question_optimizer.statistics import ASSUMED_DEVIATION, smallest_detectable, wins_needed
 
 CODES = (
@@ -216,7 +220,7 @@ def _no_persona(entries: list[_Entry]) -> Iterator[Finding]:
 
 def _refers_outside(entries: list[_Entry]) -> Iterator[Finding]:
     for entry in entries:
-        if phrase := gates.refers_outside(entry.question):
+        if phrase := refers_outside(entry.question):
             yield entry.finding(
                 "refers-outside",
                 f'"{_shown(phrase)}" refers to what its reader cannot see; name the thing',
@@ -226,7 +230,7 @@ def _refers_outside(entries: list[_Entry]) -> Iterator[Finding]:
 def _copies_chunk(entries: list[_Entry]) -> Iterator[Finding]:
     for entry in entries:
         keywords = "keyword" in _text(entry.row, "query_format").casefold()
-        if copied := gates.copies(entry.question, entry.chunk_text, keywords=keywords):
+        if copied := copies(entry.question, entry.chunk_text, keywords=keywords):
             yield entry.finding(
                 "copies-chunk",
                 f"{copied}; put it in the words of someone who has not read it",
@@ -236,7 +240,7 @@ def _copies_chunk(entries: list[_Entry]) -> Iterator[Finding]:
 
 def _looks_odd(entries: list[_Entry]) -> Iterator[Finding]:
     for entry in entries:
-        if entry.question.strip() and (oddity := gates.looks_odd(entry.question)):
+        if entry.question.strip() and (oddity := looks_odd(entry.question)):
             yield entry.finding(
                 "looks-odd", f"the question {oddity}; rewrite it", severity="warning"
             )
@@ -268,7 +272,7 @@ def _duplicates(entries: list[_Entry]) -> Iterator[Finding]:
             yield entry.finding(
                 "duplicate", f"the chunk id is that of entry {first.number} too; keep one of them"
             )
-        question = gates.folded(entry.question)
+        question = folded(entry.question)
         again = by_question.setdefault(question, entry) if question else entry
         if again is not entry and first is entry:
             yield entry.finding(
@@ -278,10 +282,10 @@ def _duplicates(entries: list[_Entry]) -> Iterator[Finding]:
 
 def _near_duplicates(entries: list[_Entry]) -> Iterator[Finding]:
     """Each question is told of once, with the earliest that it is like."""
-    unique = list({gates.folded(entry.question): entry for entry in reversed(entries)}.values())
+    unique = list({folded(entry.question): entry for entry in reversed(entries)}.values())
     unique.sort(key=lambda entry: entry.number)
     told: set[int] = set()
-    for i, j, index in gates.near_duplicates([entry.question for entry in unique]):
+    for i, j, index in near_duplicates([entry.question for entry in unique]):
         earlier, entry = unique[i], unique[j]
         if j not in told:
             told.add(j)

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, quantiles
 from typing import Any, Literal, NamedTuple
 
-from question_optimizer import gates
+from question_optimizer import duplicates, overlap
+from question_optimizer.words import LOOKED_AT, word_count
 
 FEWEST = 20  # questions; below, a share says little and only what is certain is told of
 MAX_OPENING = 0.3  # share of questions that begin with the same two words
 MAX_NEAR_DUPLICATES = 0.1
-MAX_COPIES = 0.1  # share over the copy cap of `gates`
+MAX_COPIES = 0.1  # share over the copy cap of `overlap`
 MAX_LENGTH_RATIO = 1.5  # of the median length to gold's, either way
 MAX_MIX_DISTANCE = 0.35  # total variation; two samples of 30 of one mix of six are at .2 by chance
 MIN_EFFECTIVE = 2.0  # types, where there is no gold to compare with
@@ -51,10 +52,10 @@ def set_health(questions: Sequence[Item], *, gold: Sequence[Item] | None) -> dic
     - `words`: median and quartiles of the length;
     - `types`, `formats`: `shares` of the known ones, `effective_number` exp(entropy), `unknown`
       count, `distance_to_gold` (total variation, ½Σ|p − q|; None where gold knows none);
-    - `near_duplicates`: `pairs` of a question and the earlier one it repeats (`gates.repeats`), and
+    - `near_duplicates`: `pairs` of a question and the earlier one it repeats (`repeats`), and
       the `share` of questions in one;
     - `copying`: mean `rate` of word 4-grams that are the chunk's, share `over` the cap of
-      `gates.copies`, and share that shares `nothing` with its chunk;
+      `overlap.copies`, and share that shares `nothing` with its chunk;
     - `opening`: the commonest first two `words` and their `share`;
     - `self_repetition`: the share of questions with a word 4-gram that occurs in another question
       (SRS as in DataMorgana, Filice et al., arXiv 2501.12789; the self-repetition score of Shaib et
@@ -85,7 +86,7 @@ def _with_text(items: Iterable[Item]) -> list[Item]:
 
 
 def _texts(items: Sequence[Item]) -> list[str]:
-    return [(item.question or "")[: gates.LOOKED_AT] for item in items]
+    return [(item.question or "")[:LOOKED_AT] for item in items]
 
 
 # ---------------------------------------------------------------------- figures
@@ -96,7 +97,7 @@ def _figures(items: Sequence[Item]) -> dict[str, Any]:
     return {
         "n": len(items),
         "documents": len({item.document for item in items if item.document}),
-        "words": _lengths([gates.word_count(text) for text in texts]),
+        "words": _lengths([word_count(text) for text in texts]),
         "types": _mix([item.query_type for item in items]),
         "formats": _mix([item.query_format for item in items]),
         "near_duplicates": _near_duplicates(texts),
@@ -137,7 +138,7 @@ def _distance(mix: dict[str, Any], other: dict[str, Any]) -> float | None:
 
 
 def _near_duplicates(texts: Sequence[str]) -> dict[str, Any]:
-    found = gates.repeats(texts)
+    found = duplicates.repeats(texts)
     involved = {i for i, _, _ in found} | {j for _, j, _ in found}
     return {"pairs": len(found), "share": _share(len(involved), len(texts))}
 
@@ -151,9 +152,9 @@ def _copying(items: Sequence[Item]) -> dict[str, Any]:
     for item in known:
         question, chunk = item.question or "", item.chunk_text
         keywords = "keyword" in (item.query_format or "").casefold()
-        rates.append(gates.copy_rate(question, chunk))
-        over += gates.copies(question, chunk, keywords=keywords) is not None
-        nothing += gates.shares_nothing(question, chunk)
+        rates.append(overlap.copy_rate(question, chunk))
+        over += overlap.copies(question, chunk, keywords=keywords) is not None
+        nothing += overlap.shares_nothing(question, chunk)
     return {
         "rate": round(fmean(rates), 4),
         "over": _share(over, len(known)),
@@ -208,9 +209,9 @@ def _against_gold(items: Sequence[Item], gold: Sequence[Item]) -> dict[str, Any]
     for item in items:
         if item.chunk_text in own:
             question, asked = item.question or "", own[item.chunk_text]
-            identical += gates.folded(question) in {gates.folded(text) for text in asked}
-            indices.append(max(gates.alike(question, text) for text in asked))
-    near = sum(index >= gates.NEAR_DUPLICATE for index in indices)
+            identical += duplicates.folded(question) in {duplicates.folded(text) for text in asked}
+            indices.append(max(duplicates.alike(question, text) for text in asked))
+    near = sum(index >= duplicates.NEAR_DUPLICATE for index in indices)
     return {
         "compared": len(indices),
         "identical": _share(identical, len(indices)),
@@ -271,7 +272,7 @@ def _left_out(figures: dict[str, Any]) -> list[Alarm]:
     if not missing:
         return []
     whole = missing + figures["n"]
-    text = f"{missing} of {whole} questions are missing or empty and left out"
+    text = f"{missing:,} of {whole:,} questions are missing or empty and left out"
     return [_alarm("left-out", text, "warning" if missing > whole / 10 else "note")]
 
 
@@ -288,12 +289,21 @@ def _too_many(
     most = gold + MARGIN if gold is not None and gold > limit else limit
     if share is None or share <= most:
         return []
-    text = f"{share:.0%} {what} (limit {limit:.0%}{_of_gold(gold)})"
-    return [_alarm(code, text, level)]
+    return [_alarm(code, f"{_percent(share)} {what} {_limit(most, gold)}", level)]
 
 
-def _of_gold(share: float | None) -> str:
-    return "" if share is None else f", gold set {share:.0%}"
+def _limit(most: float, gold: float | None) -> str:
+    of_gold = "" if gold is None else f", gold set {_percent(gold)}"
+    return f"(limit {_round(most)}{of_gold})"
+
+
+def _percent(share: float) -> str:
+    """With a decimal, since 30.4 % are over a limit of 30 %."""
+    return f"{100 * share:.1f} %"
+
+
+def _round(limit: float) -> str:
+    return f"{100 * limit:.3g} %"
 
 
 def _opening_alarm(figures: dict[str, Any], gold: dict[str, Any] | None) -> list[Alarm]:
@@ -303,7 +313,7 @@ def _opening_alarm(figures: dict[str, Any], gold: dict[str, Any] | None) -> list
         opening["share"],
         _gold_share(gold, "opening", "share"),
         MAX_OPENING,
-        f"begin with '{gates.folded(opening['words'])}'",
+        f"begin with '{duplicates.folded(opening['words'])}'",
     )
 
 
@@ -324,12 +334,13 @@ def _mix_alarms(figures: dict[str, Any]) -> list[Alarm]:
         if effective is None or figures["n"] - figures[mix]["unknown"] < FEWEST:
             continue
         commonest = max(shares, key=lambda member: shares[member])
-        most = f"{shares[commonest]:.0%} are {commonest}"
+        most = f"{_percent(shares[commonest])} are {commonest}"
         if distance is not None and distance > MAX_MIX_DISTANCE:
-            text = f"the {noun} are not those of the gold set ({distance:.0%} differ): {most}"
+            much = f"{_percent(distance)} differ, limit {_round(MAX_MIX_DISTANCE)}"
+            text = f"the {noun} are not those of the gold set ({much}): {most}"
             found.append(_alarm(f"{mix}-mix", text))
         elif distance is None and mix == "types" and effective < MIN_EFFECTIVE:
-            text = f"{effective:.1f} {noun} in effect: {most}"
+            text = f"{effective:.1f} {noun} in effect (at least {MIN_EFFECTIVE:g} wanted): {most}"
             found.append(_alarm("types-mix", text))
     return found
 
@@ -339,8 +350,9 @@ def _near_gold(figures: dict[str, Any]) -> list[Alarm]:
     if not against or against["compared"] < FEWEST or against["near_duplicate"] <= MAX_NEAR_GOLD:
         return []
     text = (
-        f"{against['near_duplicate']:.0%} repeat the gold question of their own chunk "
-        f"({against['identical']:.0%} word by word): has the generator seen it?"
+        f"{_percent(against['near_duplicate'])} repeat the gold question of their own chunk, "
+        f"{_percent(against['identical'])} word by word (limit {_round(MAX_NEAR_GOLD)}): has the "
+        "generator seen it?"
     )
     return [_alarm("near-gold", text)]
 
@@ -352,12 +364,14 @@ def _repetition_alarm(items: Sequence[Item], gold: Sequence[Item] | None) -> lis
         return []
     share = self_repetition(_sample(_texts(items), n)) or 0.0
     theirs = None if gold is None else self_repetition(_sample(_texts(gold), n)) or 0.0
-    if share <= (MAX_SELF_REPETITION if theirs is None else theirs + MAX_REPETITION_GAIN):
+    most = MAX_SELF_REPETITION if theirs is None else theirs + MAX_REPETITION_GAIN
+    if share <= most:
         return []
-    what = f"{share:.0%} hold a run of four words that another question holds"
-    return [
-        _alarm("self-repetition", what + ("" if theirs is None else f" (gold set {theirs:.0%})"))
-    ]
+    text = (
+        f"{_percent(share)} hold a run of four words that another question holds "
+        f"{_limit(most, theirs)}: read some that do, and ask for more kinds of questions"
+    )
+    return [_alarm("self-repetition", text)]
 
 
 def _sample(texts: Sequence[str], n: int) -> list[str]:

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import termios
-import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,8 +12,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from conftest import ROOT, clean_environment
-from question_optimizer.cli import wait_until
 from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.errors import TRY_LATER, StopRun
 from question_optimizer.generation.forecast import CLOCKS_APART_SECONDS, pause_until
@@ -168,130 +159,3 @@ def test_a_pause_ends_when_it_is_told_to_or_cancelled() -> None:
     done, stopped_at = run(main())
     assert not done
     assert 100 < stopped_at < 102
-
-
-# ---------------------------------------------------------------------- waiting in a script
-
-
-class Night:
-    """A clock and a sleep that go together."""
-
-    def __init__(self, at: datetime):
-        self.now = at.timestamp()
-        self.naps: list[float] = []
-
-    def wall(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.naps.append(seconds)
-        self.now += seconds
-
-
-def test_a_script_says_once_until_when_it_waits_and_why(capsys: pytest.CaptureFixture[str]) -> None:
-    night = Night(datetime(2026, 3, 12, 18, 49, tzinfo=UTC))
-    stop = StopRun(
-        "daily quota of every account for role 'student' is spent (a, b) until 2026-03-13 00:00 "
-        "UTC; everything is saved, run the same command then",
-        exit_code=TRY_LATER,
-        until=datetime(2026, 3, 13, tzinfo=UTC),
-    )
-    assert stop.until is not None
-    assert wait_until(
-        stop.until, why=str(stop), stop=threading.Event(), wall=night.wall, sleep=night.sleep
-    )
-    assert capsys.readouterr() == (
-        "",
-        "daily quota of every account for role 'student' is spent (a, b); waiting until Friday "
-        "00:01 UTC (5 h 12 min), Ctrl-C ends it; everything is saved\n",
-    )
-    assert night.now == datetime(2026, 3, 13, 0, 1, tzinfo=UTC).timestamp()
-    assert max(night.naps) <= 30
-
-
-def test_a_script_does_not_oversleep_when_the_machine_slept(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    night = Night(datetime(2026, 3, 12, 12, tzinfo=UTC))
-    moment = datetime(2026, 3, 20, tzinfo=UTC)
-
-    def suspended(seconds: float) -> None:
-        night.sleep(seconds)
-        if len(night.naps) == 3:
-            night.now += 9 * DAY
-
-    assert wait_until(moment, why="spent", stop=threading.Event(), wall=night.wall, sleep=suspended)
-    assert len(night.naps) == 3
-    assert "waiting until 2026-03-20 00:01 UTC (180 h 1 min)" in capsys.readouterr().err
-    assert wait_until(moment, why="x", stop=threading.Event(), wall=night.wall, sleep=suspended)
-    assert capsys.readouterr().err == ""  # nothing to wait for
-
-
-def test_ctrl_c_ends_a_scripts_waiting_at_once() -> None:
-    script = """
-import sys
-from datetime import UTC, datetime, timedelta
-from question_optimizer.cli import finish_on_interrupt, run, wait_until
-from question_optimizer.dispatcher import LLMDispatcher
-from question_optimizer.errors import INTERRUPTED, StopRun
-from question_optimizer.providers import rehearsal_account
-
-def main():
-    tomorrow = datetime.now(UTC) + timedelta(days=1)
-    with LLMDispatcher([rehearsal_account()]) as dispatcher:
-        with finish_on_interrupt(dispatcher) as stop:
-            if not wait_until(tomorrow, why="quota is spent", stop=stop):
-                raise StopRun("interrupted", exit_code=INTERRUPTED)
-
-sys.exit(run(main))
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=clean_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("quota is spent; waiting until ")
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "calls in flight" not in said  # it did not have to be torn away
-
-
-class Terminal:
-    """A real terminal of so many columns as stderr; `shown` is all that was written to it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int):
-        self._ours, theirs = os.openpty()
-        termios.tcsetwinsize(theirs, (24, columns))
-        self._stream = os.fdopen(theirs, "w", encoding="utf-8")
-        self.shown = ""
-        monkeypatch.setattr(sys, "stderr", self._stream)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stream.flush()
-        os.set_blocking(self._ours, False)
-        with contextlib.suppress(BlockingIOError):
-            written = b""
-            while more := os.read(self._ours, 65536):
-                written += more
-                self.shown = written.decode()
-        self._stream.close()
-        os.close(self._ours)
-
-
-def test_on_a_terminal_the_waiting_counts_down_and_leaves_a_clean_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    moment = datetime(2026, 3, 13, tzinfo=UTC)
-    night = Night(moment - timedelta(seconds=2))
-    with Terminal(monkeypatch, 80) as terminal:
-        wait_until(moment, why="spent", stop=threading.Event(), wall=night.wall, sleep=night.sleep)
-    assert "(1 min 2 s)" in terminal.shown.splitlines()[0]
-    assert terminal.shown.count("\r\x1b[Kgoes on in ") == 62
-    assert terminal.shown.endswith("\r\x1b[Kgoes on in 1 s\r\x1b[K")

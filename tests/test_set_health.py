@@ -183,7 +183,19 @@ def test_one_opening_for_all_is_told_with_its_words() -> None:
     ]
     health = set_health(items, gold=GOLD)
     assert codes(health) == ["same-opening"]
-    assert text_of(health, "same-opening") == ("50% begin with 'what is' (limit 30%, gold set 17%)")
+    assert text_of(health, "same-opening") == (
+        "50.0 % begin with 'what is' (limit 30 %, gold set 16.7 %)"
+    )
+
+
+def test_a_share_just_over_its_limit_is_not_told_as_the_limit() -> None:
+    items = [
+        item._replace(question=f"What is {item.question}") if number < 61 else item
+        for number, item in enumerate(varied(200))
+    ]
+    assert text_of(set_health(items, gold=None), "same-opening") == (
+        "30.5 % begin with 'what is' (limit 30 %)"
+    )
 
 
 def test_an_opening_that_gold_favours_as_much_is_no_alarm() -> None:
@@ -201,7 +213,7 @@ def test_near_duplicates_are_told_of_and_a_few_are_not() -> None:
     many = [*items[:30], *items[:30]]
     assert "near-duplicates" in codes(set_health(many, gold=GOLD))
     assert text_of(set_health(many, gold=None), "near-duplicates") == (
-        "100% are near-duplicates of another question (limit 10%)"
+        "100.0 % are near-duplicates of another question (limit 10 %)"
     )
 
 
@@ -243,11 +255,14 @@ def test_a_mix_that_is_not_golds_is_told_of() -> None:
     health = set_health(varied(60, query_type="fact retrieval"), gold=GOLD)
     assert codes(health) == ["types-mix"]
     assert text_of(health, "types-mix") == (
-        "the query types are not those of the gold set (80% differ): 100% are fact retrieval"
+        "the query types are not those of the gold set (80.0 % differ, limit 35 %): 100.0 % are "
+        "fact retrieval"
     )
     assert codes(set_health(varied(60, query_format=K), gold=GOLD)) == ["formats-mix"]
     alone = set_health(varied(60, query_type="fact retrieval"), gold=None)
-    assert text_of(alone, "types-mix") == "1.0 query types in effect: 100% are fact retrieval"
+    assert text_of(alone, "types-mix") == (
+        "1.0 query types in effect (at least 2 wanted): 100.0 % are fact retrieval"
+    )
     assert codes(set_health(varied(60, query_type=None), gold=GOLD)) == []
 
 
@@ -260,7 +275,10 @@ def test_self_repetition_is_compared_at_the_same_number_of_questions() -> None:
     assert "self-repetition" not in codes(health)
     told = set_health(tailed(varied(60)), gold=GOLD)
     assert "self-repetition" in codes(told)
-    assert text_of(told, "self-repetition").startswith("100% hold a run of four words")
+    assert text_of(told, "self-repetition") == (
+        "100.0 % hold a run of four words that another question holds (limit 31.7 %, gold set "
+        "6.7 %): read some that do, and ask for more kinds of questions"
+    )
     # a larger set repeats itself more by its size alone
     large = [item for seed in range(2, 8) for item in varied(60, seed=seed)]
     assert "self-repetition" not in codes(set_health(large, gold=GOLD))
@@ -272,7 +290,7 @@ def test_answers_that_repeat_gold_are_told_of() -> None:
     health = set_health(GOLD, gold=GOLD)
     assert codes(health) == ["near-gold"]
     assert text_of(health, "near-gold") == (
-        "100% repeat the gold question of their own chunk (100% word by word): "
+        "100.0 % repeat the gold question of their own chunk, 100.0 % word by word (limit 10 %): "
         "has the generator seen it?"
     )
 

@@ -1,7 +1,4 @@
-"""The verdict in a terminal: inert whatever a document or a model says, and 80 columns wide.
-
-And the bar that tells how far a run is, which keeps to one line of any terminal.
-"""
+"""The verdict in a terminal: inert whatever a document or a model says, and 80 columns wide."""
 
 from __future__ import annotations
 
@@ -16,10 +13,8 @@ import pytest
 
 from conftest import LLMServer
 from question_optimizer import files
-from question_optimizer.cli import Progress
 from question_optimizer.reports.terminal import estimate, show_check, show_verdict
 from question_optimizer.verdict import summarise
-from test_daily_wait import Terminal
 from test_evaluation import (
     Messages,
     Model,
@@ -368,74 +363,3 @@ def test_two_programs_fit_into_the_tables(project: Project, serve: Serve) -> Non
     done = project.evaluate("--program", "a_name_of_thirty_characters_ok=one.json")
     assert done.code == 0
     assert max(map(len, done.out.splitlines()[:-1])) <= 80
-
-
-# ---------------------------------------------------------------------- progress
-
-ACCOUNTS = "groq-1 412/1000 today, 28/min · mistral spent until 00:00 UTC"
-
-
-def drawn(progress: Progress, *ends: dict[str, bool]) -> None:
-    """Through so many items, and what is on the terminal at the end."""
-    with progress:
-        for end in ends:
-            progress.advance(**end)
-        progress._draw()
-
-
-def test_without_a_terminal_progress_is_a_line_that_tells_what_there_is_to_tell(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    drawn(Progress("chunks", 4), {}, {"failed": True})
-    drawn(
-        Progress(
-            "chunks",
-            lambda: 648,
-            spend=lambda: 0.125,
-            note=lambda: ACCOUNTS,
-            eta=lambda left: f"finishes when {left} are done",
-        ),
-        {"rejected": True},
-        {"failed": True},
-        {},
-    )
-    drawn(Progress("chunks", 4, eta=lambda left: ""), {"rejected": True})
-    plain, full, untold = capsys.readouterr().err.splitlines()
-    assert plain == "chunks 2/4, 1 failed, 0 s left"
-    assert full == (
-        "chunks 3/648, 1 rejected, 1 failed, spent 0.1250, finishes when 645 are done, "
-        "groq-1 412/1000 today, 28/min · mistral spent until 00:00 UTC"
-    )
-    assert untold == "chunks 1/4, 1 rejected, 0 failed, 0 s left"
-
-
-@pytest.mark.parametrize("columns", [20, 40, 60, 80, 81, 132, 133, 200])
-def test_a_bar_keeps_to_one_line_of_its_terminal(
-    columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Terminal(monkeypatch, columns) as terminal:
-        drawn(
-            Progress(
-                "chunks",
-                648,
-                note=lambda: ACCOUNTS,
-                eta=lambda left: "finishes Thursday 14:00 UTC at present limits",
-            ),
-            {"rejected": True},
-        )
-    lines = [line.removeprefix("\x1b[K") for line in re.split(r"[\r\n]+", terminal.shown) if line]
-    whole = "chunks 1/648, 1 rejected, 0 failed, finishes Thursday 14:00 UTC at present limits, "
-    whole += ACCOUNTS
-    assert len(lines) >= 2
-    for line in lines:
-        assert len(line) < columns
-        words = line.lstrip("█░ ").removesuffix("…")
-        assert whole.startswith(words)
-        assert words == whole or len(line) == columns - 1  # nothing is cut that had room
-    assert lines[-1].startswith("░") == (columns == 200)
-
-
-def test_a_bar_obeys_nothing_that_its_note_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Terminal(monkeypatch, 200) as terminal:
-        drawn(Progress("chunks", 4, note=lambda: HOSTILE + "\nnext"), {})
-    assert obeyed(re.sub(r"\r\n|\r\x1b\[K", "", terminal.shown)) == set()

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from question_optimizer.gates import ONE_WORD_EACH
+from question_optimizer.words import ONE_WORD_EACH
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from question_optimizer import gates
-from question_optimizer.generation.ledger import Refusal, Result
+from question_optimizer.generation.ledger_records import Refusal, Result
 from question_optimizer.generation.quotas import LENGTHS
+from question_optimizer.words import word_count
 
 POLICIES = ("off", "record", "training", "evaluation")
 ENFORCED = frozenset(("training", "evaluation"))  # policies under which a gate refuses
@@ -37,7 +38,7 @@ def question_findings(result: Result, chunk_text: str) -> list[tuple[str, str]]:
     if result.query_length and result.query_format in LENGTHS:
         low, high = LENGTHS[result.query_format][result.query_length]
         slack = _SLACK[result.query_format]
-        words = gates.word_count(result.query or "")
+        words = word_count(result.query or "")
         if not low - slack <= words <= high + slack:
             found.append((PLANNED_LENGTH, f"has {words} words where {low} to {high} were planned"))
     return found

@@ -165,7 +165,7 @@ def _zone_name(when: datetime) -> str:
 # ---------------------------------------------------------------------- waiting
 
 
-def seconds_until(moment: datetime, wall: Callable[[], float]) -> float:
+def _seconds_until(moment: datetime, wall: Callable[[], float]) -> float:
     """Until a minute after `moment`, when the provider's day has begun as well."""
     return moment.timestamp() + CLOCKS_APART_SECONDS - wall()
 
@@ -183,7 +183,7 @@ async def pause_until(
     soon as `stopped` says so, which is asked once a second.
     """
     longest = _SLICE_SECONDS if stopped is None else _LOOK_SECONDS
-    while (left := seconds_until(moment, wall)) > 0:
+    while (left := _seconds_until(moment, wall)) > 0:
         if stopped is not None and stopped():
             return False
         await sleep(min(left, longest))

@@ -12,6 +12,7 @@ from question_optimizer.programs.judge import NO_REFERENCE, QuestionJudge
 
 _SAMPLE = 20  # items rendered
 _REFLECTED_ON = 3  # items in a prompt that asks for better instructions
+_TYPICAL_INSTRUCTIONS = 2000  # characters
 
 
 def prompt_characters(
@@ -43,6 +44,21 @@ def prompt_characters(
 def pipeline_characters(program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
     """Characters of a typical prompt of a pipeline as it is, demonstrations included."""
     return _mean([_pipeline_prompt(program, example, 0) for example in examples[:_SAMPLE]])
+
+
+def production_characters(program: Any, texts: Sequence[str]) -> float:
+    """Characters of a typical prompt over these chunks; a guess for a program of the host's own."""
+    if not hasattr(program, "named_predictors"):
+        return sum(map(len, texts)) / max(1, len(texts)) + _TYPICAL_INSTRUCTIONS
+    examples = [
+        dspy.Example(
+            chunk_text=text,
+            persona_description="who searches, and what for" * 5,
+            gold_question="",
+        ).with_inputs("chunk_text", "persona_description")
+        for text in texts
+    ]
+    return pipeline_characters(program, examples)
 
 
 def judge_characters(judge: QuestionJudge, examples: Sequence[dspy.Example]) -> float:

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import dspy
 
-from question_optimizer.gates import NEAR_DUPLICATE, folded, gate_failures, near_duplicates
+from question_optimizer.duplicates import NEAR_DUPLICATE, folded, near_duplicates
+from question_optimizer.gates import gate_failures
 from question_optimizer.hostile_text import promptable
 from question_optimizer.pinning import on_item
 from question_optimizer.programs.judge import (

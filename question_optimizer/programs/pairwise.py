@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import dspy
 
-from question_optimizer.gates import folded, gate_failures
+from question_optimizer.duplicates import folded
+from question_optimizer.gates import gate_failures
 from question_optimizer.hostile_text import one_line, promptable
 from question_optimizer.programs.judge import NoAnswer, answered
 from question_optimizer.records import ClosedSet

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from custom_lm import LanguageModels
 from dspy_pipeline import load_program
 from question_optimizer import files
-from question_optimizer.cli import Progress
 from question_optimizer.programs.judge import PASS_SCORE, QuestionJudge
 from question_optimizer.programs.judge_check import calls_needed, check_judge, pairs_of
 from question_optimizer.programs.pairwise import PairwiseJudge
 from question_optimizer.programs.runs import threads_for
+from question_optimizer.progress import Progress
 from question_optimizer.records import GoldItem
 
 OPTIMIZED_JUDGE = "optimized_judge.json"

@@ -32,7 +32,8 @@ def examples_section(examples: Mapping[str, Sequence[Example]]) -> Html:
 
 
 def _example(place: int, one: Example) -> Html:
-    where = " › ".join(str(one[key]) for key in ("document", "heading") if one[key])
+    document = one.get("document_name") or one["document"]
+    where = " › ".join(str(part) for part in (document, one["heading"]) if part)
     kinds = " · ".join(str(one[key]) for key in _KINDS if one[key])
     text = str(one["chunk_text"] or "")
     return tag(

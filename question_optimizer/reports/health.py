@@ -22,7 +22,6 @@ _NAMES = {
     "distance_to_gold": "distance to gold's mix, 0 to 1",
     "near_duplicates": "near-duplicates",
     "copying": "copied from the chunk",
-    "rate": "of the runs of 4 words",
     "over": "questions over the limit",
     "nothing": "questions that share no word",
     "opening": "commonest beginning",
@@ -34,6 +33,15 @@ _NAMES = {
     "near_duplicate": "nearly the same",
     "jaccard": "mean overlap of characters",
 }
+# Where a key means something else than in other groups.
+_IN_GROUP: dict[tuple[str, ...], str] = {
+    ("opening", "words"): "the words",
+    ("opening", "share"): "questions that begin so",
+    ("near_duplicates", "pairs"): "pairs",
+    ("near_duplicates", "share"): "questions in a pair",
+    ("copying", "rate"): "of the runs of 4 words",
+}
+_TOLD_IF_ANY = {"left_out", "unknown"}
 _SHARES = {
     *("share", "rate", "over", "nothing", "self_repetition", "distinct_2"),
     *("identical", "near_duplicate"),
@@ -46,10 +54,22 @@ def health_section(by_set: Mapping[str, Mapping[str, Any]]) -> Html:
     """Alarms first, then a column a set. Keys are not known here: a new figure gets its row."""
     if not by_set:
         return tag("p", "Not looked at.")
-    columns = {name: dict(_figures(found or {}, ())) for name, found in by_set.items()}
+    alarms = [_alarms(name, found) for name, found in by_set.items()]
+    return join([*alarms, _table("Health of each set", [*by_set], [*by_set.values()])])
+
+
+def set_section(found: Mapping[str, Any]) -> Html:
+    """The same of a set that stands alone."""
+    return join([_alarms("", found), _table("The sample in figures", ["Value"], [found])])
+
+
+def _table(caption: str, heads: list[str], sets: list[Mapping[str, Any] | None]) -> Html | None:
+    """A column a set; a figure that none of them has gets no row."""
+    columns = [dict(_figures(found or {}, ())) for found in sets]
     groups: dict[str, list[Place]] = {}
-    for place in dict.fromkeys(place for column in columns.values() for place in column):
-        groups.setdefault(place[0], []).append(place)
+    for place in dict.fromkeys(place for column in columns for place in column):
+        if any(_is_told(place, column.get(place, NOTHING)) for column in columns):
+            groups.setdefault(place[0], []).append(place)
     rows: list[Row] = []
     # Single figures first: below a group they would seem to belong to it.
     for group, places in sorted(groups.items(), key=lambda named: any(p[1:] for p in named[1])):
@@ -57,26 +77,33 @@ def health_section(by_set: Mapping[str, Mapping[str, Any]]) -> Html:
         if lines[0][1:]:
             rows.append([_words(group)])
         for place in lines[:_MOST_LINES]:
-            name = " · ".join(map(_words, place[1:] or place))
-            rows.append([name, *(column.get(place, NOTHING) for column in columns.values())])
+            rows.append([_name(place), *(column.get(place, NOTHING) for column in columns)])
         if left := len(lines[_MOST_LINES:]):
             rows.append([tag("small", f"and {plural(left, 'more line')}"), *("" for _ in columns)])
-    alarms = [_alarms(name, found.get("alarms")) for name, found in by_set.items() if found]
-    return join([*alarms, table("Health of each set", ["", *columns], rows) if rows else None])
+    return table(caption, ["", *heads], rows) if rows else None
 
 
-def _alarms(name: str, alarms: Any) -> Html | None:
-    """What is wrong in a box of its own; mere notes below."""
-    if not alarms:
+def _is_told(place: Place, value: Child) -> bool:
+    return value != NOTHING and not (value == "0" and place[-1] in _TOLD_IF_ANY)
+
+
+def _name(place: Place) -> str:
+    return _IN_GROUP.get(place[-2:]) or " · ".join(map(_words, place[1:] or place))
+
+
+def _alarms(name: str, found: Mapping[str, Any] | None) -> Html | None:
+    """What is wrong in a box of its own; mere notes below. A set that stands alone has no name."""
+    if not found or not (alarms := found.get("alarms")):
         return None
     said = alarms if isinstance(alarms, list) else [alarms]
     notes = [one for one in said if isinstance(one, Mapping) and one.get("level") == "note"]
     warnings = [one for one in said if one not in notes]
+    of, whose = (f": {name}", f"{name}: ") if name else ("", "")
     return join(
         [
-            note("warn", f"{plural(len(warnings), 'alarm')}: {name}") if warnings else None,
+            note("warn", f"{plural(len(warnings), 'alarm')}{of}") if warnings else None,
             tag("ul", *(tag("li", _told(one)) for one in warnings)) if warnings else None,
-            *(tag("p", tag("small", f"{name}: {_told(one)}")) for one in notes),
+            *(tag("p", tag("small", f"{whose}{_told(one)}")) for one in notes),
         ]
     )
 
