@@ -75,6 +75,7 @@ async def hold(args: argparse.Namespace, folder: Path, url: str) -> dict[str, li
     from question_optimizer.annotation.gold_file import GoldFile
     from question_optimizer.annotation.session import Rules, Session
     from question_optimizer.annotation.store import AnnotationStore
+    from question_optimizer.programs.annotation_desk import desk_of, prepared
 
     class Store(AnnotationStore):
         saved_at = 0.0
@@ -113,15 +114,15 @@ async def hold(args: argparse.Namespace, folder: Path, url: str) -> dict[str, li
     )
     argv = ["--data-dir", str(folder), "--providers-file", str(folder / "accounts.toml")]
     options = annotate_chunks.parse([*argv, "--personas-file", str(args.personas)])
-    desk = annotate_chunks.desk_of(load_settings(options), options)
+    desk = desk_of(load_settings(options), options)
     waiting, saved = [], []
-    with Store(folder / annotate_chunks.LOG) as store:
+    with Store(desk.log) as store:
         chunks = desk.chunks
         if args.phase == "1,000":
             chunks = fill(store, desk.chunks)
         gold_file = GoldFile(store, desk.output, settings={}, inputs={})
         rules = Rules(repeats=0.0, lookahead=0 if args.phase == "without" else 6)
-        with annotate_chunks.prepared(desk, store) as (preparation, dispatcher):
+        with prepared(desk, store) as (preparation, dispatcher):
             session = Session(
                 chunks, store=store, preparation=preparation, rules=rules, saved=gold_file.request
             )

@@ -28,7 +28,6 @@ import dspy
 import pytest
 from rich.console import Console
 
-from annotate_chunks import code_of
 from annotate_chunks import main as annotate_chunks
 from conftest import ROOT, SAMPLE, clean_environment, tree_digest
 from fetch_chunks import main as fetch_chunks
@@ -40,10 +39,13 @@ from question_optimizer.annotation.session import SKIP_REASONS, Card, Refused, R
 from question_optimizer.annotation.session import Session as AnnotationSession
 from question_optimizer.annotation.store import AnnotationStore, Event
 from question_optimizer.cli import run
+from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.embedding import Embedder
 from question_optimizer.errors import StopRun, UserError
 from question_optimizer.personas import FALLBACK, PersonaCap, PersonaChooser, PersonaMatcher
 from question_optimizer.programs import suggester
+from question_optimizer.programs.annotation_session import ended
+from question_optimizer.providers import rehearsal_account
 from question_optimizer.records import Chunk, Decision, GoldItem, Persona
 
 TECHNICIAN = Persona(id="tech", name="Technician", description="asks about brakes")
@@ -2851,16 +2853,19 @@ def test_a_file_of_reasons_saved_by_notepad_is_read(by_hand: ByHand) -> None:
 def test_a_session_tells_why_suggestions_ended_while_chunks_were_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with at_desk(tmp_path / "log", chunks_of(4), suggester=spent) as session:
+    with (
+        LLMDispatcher([rehearsal_account()]) as nothing_in_flight,
+        at_desk(tmp_path / "log", chunks_of(4), suggester=spent) as session,
+    ):
         for chunk in chunks_of(4):
             session.preparation.wait(chunk, 30)
-        assert code_of(session, 130) == 130  # the person's own end comes first
+        assert ended(session, nothing_in_flight, 130) == 130  # the person's own end comes first
         assert capsys.readouterr().err == ""
-        assert code_of(session, 0) == 5
+        assert ended(session, nothing_in_flight, 0) == 5
         assert capsys.readouterr().err == "no more suggestions: budget reached\n"
         in_lines(session, Keyboard("1", "1", "w Mine?", "1"))
         assert len(session.store.gold()) == 4
-        assert code_of(session, 0) == 0
+        assert ended(session, nothing_in_flight, 0) == 0
         assert capsys.readouterr().err == ""
 
 

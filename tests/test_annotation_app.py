@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -30,14 +31,18 @@ from textual.pilot import Pilot
 from conftest import ROOT, SAMPLE, LLMServer, clean_environment
 from fetch_chunks import main as fetch_chunks
 from question_optimizer.annotation import app as app_module
-from question_optimizer.annotation.app import AnnotationApp, Editor
+from question_optimizer.annotation.app import AnnotationApp
 from question_optimizer.annotation.gold_file import GoldFile
 from question_optimizer.annotation.preparation import Preparation, Suggester
 from question_optimizer.annotation.session import SKIP_REASONS, Rules, Session
 from question_optimizer.annotation.store import AnnotationStore
+from question_optimizer.annotation.widgets import Editor
 from question_optimizer.annotation.wording import KEYS
+from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.errors import INTERRUPTED
 from question_optimizer.personas import PersonaChooser
+from question_optimizer.programs.annotation_session import let_come
+from question_optimizer.providers import LLMClientConfig
 from question_optimizer.records import Chunk, Decision, GoldItem, Persona
 
 PEOPLE = [
@@ -927,11 +932,11 @@ async def test_a_huge_chunk_scrolls_and_the_screen_stays_quick(
         await person.ready()
         slowest = 0.0
         for key in ["down", "pagedown", "space", "up", "x", "escape", "?", "escape", "end"]:
-            started = time.perf_counter()
+            started = time.thread_time()
             await person.press(key)
-            slowest = max(slowest, time.perf_counter() - started)
+            slowest = max(slowest, time.thread_time() - started)
         await person.sees(end)
-        assert slowest < 3.0  # on two busy cores; 0.1 s on a calm one
+        assert slowest < 2.0  # seconds of CPU, of which it takes 0.1
         await person.press("home", "1")
         assert person.decided == [("big", "pick")]
         assert "Chunk 0 is about" in person.screen
@@ -1507,8 +1512,35 @@ def test_quitting_says_what_it_waits_for_and_ctrl_c_ends_that(
         person.sees("waiting for the suggestions of 3 chunks, at most 10 s; Ctrl-C leaves at once")
         started = time.monotonic()
         person.press("\x03")
-        person.ends()
-        assert time.monotonic() - started < 5, person.said[-300:]
+        code, last = person.ends()
+        assert code == INTERRUPTED, last
+        assert "Task was destroyed" not in last
+        assert time.monotonic() - started < 10, last  # which the wait alone would have taken
         assert gold_in(few) == []
     finally:
         release.set()
+
+
+class Closings(LLMDispatcher):
+    """Is closed only on paper, and remembers how."""
+
+    def __init__(self) -> None:
+        super().__init__([LLMClientConfig(name="a", model="m", base_url="http://127.0.0.1:9/v1")])
+        self.patience: list[float] = []
+
+    def close(self, *, patience_seconds: float = 10.0) -> None:
+        self.patience.append(patience_seconds)
+
+
+class InterruptedPrinting(io.StringIO):
+    """Ctrl-C comes while the line is being written."""
+
+    def write(self, text: str) -> int:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_wait_has_begun_waits_for_nothing() -> None:
+    dispatcher = Closings()
+    with contextlib.redirect_stderr(InterruptedPrinting()), pytest.raises(KeyboardInterrupt):
+        let_come(3, dispatcher)
+    assert dispatcher.patience == [0]

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.containers import Container, Horizontal, Vertical, VerticalScroll
 from textual.message import Message
-from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static, TextArea
-from textual.widgets.option_list import Option
+from textual.widgets import Static
 
+from question_optimizer.annotation.screens import HelpScreen, SearchScreen
 from question_optimizer.annotation.session import Card, Found, Refused, Session
+from question_optimizer.annotation.terminal_watch import TerminalWatch
+from question_optimizer.annotation.widgets import CHOICES, Editor, Rows, hints
 from question_optimizer.annotation.wording import (
     KEYS,
     notices_of,
@@ -37,16 +33,11 @@ from question_optimizer.annotation.wording import (
     suggestions_notice,
 )
 from question_optimizer.errors import INTERRUPTED, UserError
-from question_optimizer.hostile_text import one_line, printable
+from question_optimizer.hostile_text import printable
 
 _WIDE = 110  # columns from which chunk and questions stand side by side
 _UNSEEN_SECONDS = 0.4  # suggestions that came this short ago may not have been read
 _DRAFT_SECONDS = 1.0  # after which what is being typed is kept
-_CHOICES = "123456789abcdefghijklmnoprstvwxyz"  # keys for a list; 0, q and u mean other things
-_END_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
-_LAST_SECONDS = 3.0  # for an orderly end where the terminal may be gone
 _DID = {
     "pick": "picked",
     "edit": "edited",
@@ -55,110 +46,6 @@ _DID = {
     "defer": "deferred",
     "flag": "flagged",
 }
-
-
-class Editor(TextArea):
-    """A question being typed: Enter takes it, Escape leaves it."""
-
-    class Taken(Message):
-        def __init__(self, text: str):
-            super().__init__()
-            self.text = text
-
-    class Left(Message):
-        pass
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        """Pasted text is hostile, too."""
-        event.prevent_default()
-        event.stop()
-        self.insert(one_line(event.text))
-
-    async def _on_key(self, event: events.Key) -> None:
-        if event.key in ("enter", "ctrl+s"):
-            event.stop()
-            event.prevent_default()
-            self.post_message(self.Taken(self.text))
-        elif event.key == "escape":
-            event.stop()
-            event.prevent_default()
-            self.post_message(self.Left())
-        else:
-            await super()._on_key(event)
-
-
-class HelpScreen(ModalScreen[None]):
-    """The keys; any key goes back."""
-
-    def compose(self) -> ComposeResult:
-        table = Table.grid(padding=(0, 2))
-        for key in KEYS:
-            table.add_row(Text(key.press, style="bold"), Text(key.help))
-        table.add_row(Text("↑ ↓", style="bold"), Text("scroll the chunk; also PgUp, PgDn, space"))
-        table.add_row(Text("[ ]", style="bold"), Text("scroll the suggestions"))
-        with VerticalScroll(id="help", can_focus=False):
-            yield Static(Text("Keys", style="bold"))
-            yield Static(table)
-            yield Static(Text("While typing: Enter takes the text, Escape leaves it.", style="dim"))
-
-    def on_key(self, event: events.Key) -> None:
-        event.stop()
-        self.dismiss()
-
-
-class SearchScreen(ModalScreen["int | None"]):
-    """Searches as one types; Enter chooses the marked line, Escape goes back.
-
-    `find` gives (what it stands for, line) for a text; the screen returns what was chosen.
-    """
-
-    def __init__(self, find: Callable[[str], list[tuple[int, str]]], hint: str):
-        super().__init__()
-        self._find = find
-        self._hint = hint
-        self._found: list[tuple[int, str]] = []
-
-    def compose(self) -> ComposeResult:
-        with Vertical(id="search"):
-            yield Input(placeholder=self._hint)
-            yield OptionList()
-            yield Static(
-                Text("↑ ↓ choose · Enter takes the marked line · Escape back", style="dim")
-            )
-
-    def on_mount(self) -> None:
-        self.query_one(OptionList).can_focus = False
-        self.query_one(Input).focus()
-        self._list("")
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        self._list(event.value)
-
-    def _list(self, text: str) -> None:
-        self._found = self._find(text)
-        listing = self.query_one(OptionList)
-        listing.clear_options()
-        for _, line in self._found:
-            listing.add_option(Option(Text(printable(line), no_wrap=True)))
-        if self._found:
-            listing.highlighted = 0
-        elif text:
-            listing.add_option(Option(Text("nothing found"), disabled=True))
-
-    def on_key(self, event: events.Key) -> None:
-        listing = self.query_one(OptionList)
-        if event.key == "escape":
-            self.dismiss(None)
-        elif event.key == "enter":
-            at = listing.highlighted
-            self.dismiss(self._found[at][0] if at is not None and self._found else None)
-        elif event.key == "down":
-            listing.action_cursor_down()
-        elif event.key == "up":
-            listing.action_cursor_up()
-        else:
-            return
-        event.stop()
 
 
 class AnnotationApp(App[int]):
@@ -235,8 +122,7 @@ class AnnotationApp(App[int]):
         self._shown: Card | None = None
         self._filled_in = 0.0  # when suggestions last came to a chunk already on the screen
         self._keeping: asyncio.TimerHandle | None = None
-        self._ended = threading.Event()  # a signal wants the session to end
-        self._over = threading.Event()  # it has
+        self._terminal = TerminalWatch()
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="header"):
@@ -251,10 +137,7 @@ class AnnotationApp(App[int]):
             with Vertical(id="side"):
                 yield Static(id="persona")
                 yield Static(id="notice")
-                with VerticalScroll(id="rows", can_focus=False):
-                    for number in range(len(_CHOICES) + 1):
-                        yield Static(id=f"row{number}")
-                    yield Editor(id="editor", soft_wrap=True, show_line_numbers=False, compact=True)
+                yield Rows(id="rows", can_focus=False)
         yield Static(id="message")
         yield Static(id="keys")
 
@@ -263,7 +146,7 @@ class AnnotationApp(App[int]):
         self.begin_capture_print(self, stdout=False)
         self.set_focus(None)
         if not self.is_headless:
-            threading.Thread(target=self._watch, name="terminal", daemon=True).start()
+            self._terminal.begin(lambda: self.call_later(self._leave, INTERRUPTED))
         self._show()
 
     def _tell(self, chunk_id: str) -> None:
@@ -273,32 +156,10 @@ class AnnotationApp(App[int]):
     def on_unmount(self) -> None:
         self.session.preparation.changed = lambda chunk_id: None
 
-    # ------------------------------------------------------------------ the terminal's end
-
     def run(self, *args: Any, **kwargs: Any) -> int | None:
         """As `App.run`; SIGTERM, SIGHUP and a terminal that is gone end it with 130, too."""
-        before = {
-            number: signal.signal(number, lambda *_: self._ended.set()) for number in _END_SIGNALS
-        }
-        try:
+        with self._terminal:
             return super().run(*args, **kwargs)
-        finally:
-            self._over.set()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _watch(self) -> None:
-        """On a thread: leave when asked to by a signal, or when the terminal has gone.
-
-        With nobody at the other end the screen's own loop may hang in writing, for ever and with
-        the annotator's lock. Every decision is on disk, so after a while the process just ends.
-        """
-        while not self._over.is_set():
-            if self._ended.wait(0.5) or not sys.__stdin__ or not sys.__stdin__.isatty():
-                self.call_later(self._leave, INTERRUPTED)
-                if not self._over.wait(_LAST_SECONDS):
-                    os._exit(INTERRUPTED)
-                return
 
     # ------------------------------------------------------------------ showing
 
@@ -343,33 +204,31 @@ class AnnotationApp(App[int]):
             self.query_one("#chunk", VerticalScroll).scroll_home(animate=False)
 
     def _show_rows(self) -> None:
-        """The suggestions, or the list that the next key chooses from."""
-        card = self._shown
-        rows: list[Table] = []
-        notice = ""
-        if self._mode == "skip":
-            notice = "Why skip? A digit says; 0 types another reason; Escape goes back."
-            rows = [_row(_CHOICES[i], Text(reason)) for i, reason in enumerate(self._reasons())]
-        elif self._mode == "persona":
-            notice = "Who asks? 0 none of them fits: skip; Escape goes back."
-            rows = [_row(key, Text(text, no_wrap=True)) for key, text in self._personas()]
-        elif card is not None:
-            notice = "\n".join(notices_of(card))
-            rows = [
-                _row(str(number), Text(line, style="strike dim" if line in card.bad else ""))
-                for number, line in enumerate(card.suggestions, 1)
-            ]
-            if card.own:
-                rows.append(_row("0", Text(f"{card.own}  (yours: 0 keeps it)")))
+        notice, lines = self._lines_now()
         self._update("notice", Text(notice))
         self.query_one("#notice").set_class(bool(notice), "-shown")
-        for number in range(len(_CHOICES) + 1):
-            row = self.query_one(f"#row{number}", Static)
-            row.set_class(number < len(rows) and number != self._row_edited, "-shown")
-            if number < len(rows):
-                row.update(rows[number])
+        self.query_one(Rows).fill(lines, edited=self._row_edited)
         self._update("keys", self._hints())
         self.call_after_refresh(self._fit)
+
+    def _lines_now(self) -> tuple[str, list[tuple[str, Text]]]:
+        """A notice, and the suggestions or the list that the next key chooses from."""
+        card = self._shown
+        if self._mode == "skip":
+            notice = "Why skip? A digit says; 0 types another reason; Escape goes back."
+            return notice, [(CHOICES[i], Text(line)) for i, line in enumerate(self._reasons())]
+        if self._mode == "persona":
+            notice = "Who asks? 0 none of them fits: skip; Escape goes back."
+            return notice, [(key, Text(line, no_wrap=True)) for key, line in self._personas()]
+        if card is None:
+            return "", []
+        lines = [
+            (str(number), Text(line, style="strike dim" if line in card.bad else ""))
+            for number, line in enumerate(card.suggestions, 1)
+        ]
+        if card.own:
+            lines.append(("0", Text(f"{card.own}  (yours: 0 keeps it)")))
+        return "\n".join(notices_of(card)), lines
 
     def _cut(self, text: str, *, lines: int) -> str:
         """`text` as far as it fits into so many narrow lines; a wide screen has room for more."""
@@ -378,7 +237,7 @@ class AnnotationApp(App[int]):
         return text if len(text) <= room or self.size.width >= _WIDE else f"{text[: room - 1]}…"
 
     def _hints(self) -> Text:
-        return _hints(self._keys_now(), self.size.width - 2)
+        return hints(self._keys_now(), self.size.width - 2)
 
     def _keys_now(self) -> list[tuple[str, str]]:
         """The keys that mean something now, and what."""
@@ -428,7 +287,7 @@ class AnnotationApp(App[int]):
         personas = self.session.preparation.chooser.personas.values()
         return [
             (key, self._cut(f"{persona.name}: {persona.description}", lines=1))
-            for key, persona in zip(_CHOICES, personas, strict=False)
+            for key, persona in zip(CHOICES, personas, strict=False)
         ]
 
     def on_annotation_app_changed(self, event: Changed) -> None:
@@ -522,10 +381,10 @@ class AnnotationApp(App[int]):
             self._show()
         elif mode == "skip" and key == "0":
             self._type(self.session.draft("skip"), "skip", self._skip)
-        elif mode == "skip" and key in _CHOICES[: len(self._reasons())]:
-            self._skip(self._reasons()[_CHOICES.index(key)])
-        elif mode == "persona" and key in f"0{_CHOICES[: len(self._personas())]}":
-            self._take_persona(-1 if key == "0" else _CHOICES.index(key))
+        elif mode == "skip" and key in CHOICES[: len(self._reasons())]:
+            self._skip(self._reasons()[CHOICES.index(key)])
+        elif mode == "persona" and key in f"0{CHOICES[: len(self._personas())]}":
+            self._take_persona(-1 if key == "0" else CHOICES.index(key))
         elif mode in ("edit", "bad") and key.isdecimal():
             self._on_suggestion(mode, int(key))
         elif key in ("up", "down", "pageup", "pagedown", " ", "home", "end"):
@@ -571,8 +430,7 @@ class AnnotationApp(App[int]):
         chunk = self.query_one(what, VerticalScroll)
         match key:
             case "[" | "]":
-                rows = self.query_one("#rows", VerticalScroll)
-                rows.scroll_relative(y=-3 if key == "[" else 3, animate=False)
+                self.query_one(Rows).scroll_relative(y=-3 if key == "[" else 3, animate=False)
             case "down" | "j":
                 chunk.scroll_relative(y=1, animate=False)
             case "up" | "k":
@@ -614,7 +472,7 @@ class AnnotationApp(App[int]):
         """From a list of keys, or, where they are too many for that, by typing."""
         self._card()
         people = list(self.session.preparation.chooser.personas.values())
-        if len(people) < len(_CHOICES):
+        if len(people) < len(CHOICES):
             self._enter("persona")
             return
 
@@ -656,10 +514,8 @@ class AnnotationApp(App[int]):
 
         `kind` is what the text is for, as drafts are kept.
         """
-        editor = self.query_one(Editor)
         self._take, self._kind, self._row_edited = take, kind, row
-        if row is not None:
-            self.query_one("#rows").move_child(editor, after=self.query_one(f"#row{row}"))
+        editor = self.query_one(Rows).place_editor(row)
         self._show()
         editor.load_text(text)
         editor.move_cursor(editor.document.end)
@@ -698,9 +554,7 @@ class AnnotationApp(App[int]):
 
     def _close_editor(self) -> None:
         self._take = self._row_edited = None
-        editor = self.query_one(Editor)
-        editor.remove_class("-shown")
-        self.query_one("#rows").move_child(editor, after=len(_CHOICES))
+        self.query_one(Rows).place_editor().remove_class("-shown")
         self.set_focus(None)
 
     def _write(self, text: str, card: Card) -> None:
@@ -728,25 +582,3 @@ class AnnotationApp(App[int]):
 def _hit_line(hit: Found) -> str:
     state = _DID[hit.standing.action] if hit.standing else "open"
     return f"{state:8} {hit.chunk.file_name or hit.chunk.chunk_id}: …{hit.excerpt}…"
-
-
-def _row(key: str, text: Text) -> Table:
-    """A key and its text, wrapped beside the key."""
-    grid = Table.grid(padding=(0, 1), expand=True)
-    grid.add_column(width=2, justify="right", style="bold")
-    grid.add_column(ratio=1, overflow="fold")
-    grid.add_row(Text(key), text)
-    return grid
-
-
-def _hints(pairs: list[tuple[str, str]], width: int) -> Text:
-    """Keys and what they do in lines of `width` cells, broken between pairs."""
-    text, used = Text(), 0
-    for press, short in pairs:
-        needed = len(press) + len(short) + 1
-        gap = "" if not used else "  " if used + 2 + needed <= width else "\n"
-        used = needed if gap == "\n" or not used else used + 2 + needed
-        text.append(gap)
-        text.append(press, style="bold")
-        text.append(f" {short}")
-    return text

@@ -1,7 +1,11 @@
-"""What screen and line mode say alike: the keys, where a chunk stands, who asks, what is late."""
+"""What screen and line mode say alike: the keys, where a chunk stands, who asks, what is late.
+
+And what a last line says of the rehearsal.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from question_optimizer.annotation.session import Card, Progress
@@ -101,3 +105,8 @@ def progress_line(progress: Progress, spend: float) -> str:
 def _hours(hours: float) -> str:
     minutes = round(hours * 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def rehearsal_note(models: Iterable[Sequence[str]]) -> str:
+    """What the last line has to say if the rehearsal was among those that made suggestions."""
+    return " (suggestions by the rehearsal)" if any("rehearsal" in m for m in models) else ""
