@@ -25,6 +25,7 @@ _REST_SECONDS = (1.0, 60.0)  # first and longest rest of an account that keeps f
 _LEARNT_IN_FLIGHT_SECONDS = 2.0  # a longer Retry-After speaks of a rate
 _DAY_SECONDS = 86400.0
 _LONG_REST_SECONDS = 600.0  # from which on the time tells more than the seconds
+_SILENT_SECONDS = 5.0  # from which on it is told that no answer ever came
 
 
 @dataclass(eq=False, slots=True)
@@ -40,6 +41,9 @@ class Account:
     turn: float = 0.0  # round robin: the ready account with the lowest turn goes next
     rests_until: float = -math.inf  # after failures; rests after refusals are the meter's
     failures: int = 0  # in a row
+    fault: str = ""  # the last one, of calls or of what they were allowed, in a few words
+    fault_until: float = -math.inf  # the end of the rest that it led to
+    first_at: float = -math.inf  # when its first call began
     probing: bool = False  # the one call that tells whether it is well again is in flight
     out: str = ""  # why it takes no further part
     in_flight: int = 0
@@ -99,6 +103,14 @@ class Account:
         self, failure: Failure, need: Need, started_at: float, now: float, wall: float
     ) -> None:
         """A call begun at `started_at` has failed: count it, rest if need be, learn from it."""
+        was_out = self.out
+        self._count(failure, need, started_at, now, wall)
+        if failure.kind != "bad_request" and not was_out:
+            self.fault, self.fault_until = failure.brief, self.resting_until()
+
+    def _count(
+        self, failure: Failure, need: Need, started_at: float, now: float, wall: float
+    ) -> None:
         if failure.kind == "rate_limited":
             self.rate_limited += 1
             self._learn(failure, need, started_at, now, wall)
@@ -189,18 +201,47 @@ class Account:
             day_ends=ends,
         )
 
+    def why(self, now: float) -> str:
+        """What keeps it from answering, in a few words of our own; '' where nothing is known.
+
+        Nothing for a rest that another process began: it knows the reason, we do not.
+        """
+        until = self.resting_until()
+        rests = now < until <= self.fault_until + 1.0
+        if self.out or rests or self.failing or (self.failures and not self.ok):
+            return self.fault
+        never = self.in_flight and not (self.ok or self.failed or self.rate_limited)
+        if never and (silent := now - self.first_at) >= _SILENT_SECONDS:
+            return f"no answer for {silent:.0f} s"
+        return ""
+
+    def trouble(self, now: float) -> str:
+        """For a progress bar: that it is out, rests or does not answer, and why; '' if it is well.
+
+        A rest of less than a second is not worth a word.
+        """
+        name, why = self.config.name, self.why(now)
+        because = f": {why}" if why else ""
+        if self.out:
+            return f"{name} is out{because}"
+        if (rest := self.resting_until() - now) >= 1:
+            return f"{name} rests {rest:.0f} s{because}"
+        return f"{name}{because}" if why else ""
+
     def line(self, now: float, wall: float) -> str:
         """For a progress bar: today's calls and the pace, or why there are none."""
         name, meter = self.config.name, self.limits.meter
         if self.out:
-            return f"{name} is out"
+            return self.trouble(now)
         rest = self.resting_until() - now
         if (spent := self.limits.spent()) or rest >= _LONG_REST_SECONDS:
             until = self.usable_again(now, wall).astimezone(UTC)
             day = f"{until:%Y-%m-%d} " if until.timestamp() - wall > _DAY_SECONDS else ""
-            return f"{name} {'spent' if spent else 'rests'} until {day}{until:%H:%M} UTC"
-        if rest >= 1:
-            return f"{name} rests {rest:.0f} s"
+            why = "" if spent else self.why(now)
+            state = f"{'spent' if spent else 'rests'} until {day}{until:%H:%M} UTC"
+            return f"{name} {state}: {why}" if why else f"{name} {state}"
+        if trouble := self.trouble(now):
+            return trouble
         most = f"/{self.config.daily_limit}" if self.config.daily_limit else ""
         pace = meter.paces[0]
         rate = 60.0 * (pace.limit if pace.rate >= pace.full else pace.rate)
@@ -234,6 +275,7 @@ class Account:
             "spent_today": self.limits.spent(),
             "failing": self.failing,
             "out": self.out,
+            "why": self.why(now),
         }
 
 

@@ -391,14 +391,15 @@ class LLMDispatcher:
         """Look again who can be served; from any thread."""
         self._home.call_soon(self._serve)
 
-    def close(self) -> None:
+    def close(self, *, patience_seconds: float = _GRACE_SECONDS) -> None:
         """Let calls in flight end (at most 10 s), cancel the rest, close connections, write counts.
 
-        No call starts any more; a thread that still asks for one gets StopRun.
+        No call starts any more; a thread that still asks for one gets StopRun. Without patience
+        nothing in flight is waited for; what was counted is written all the same.
         """
         self._stop = self._stop or StopRun("the dispatcher is closed", exit_code=USAGE)
         self.wake()  # a host's own loop is not ended here, but nobody shall wait on it
-        self._home.close(self._wind_up, reason=self._stop, patience=_GRACE_SECONDS)
+        self._home.close(self._wind_up, reason=self._stop, patience=patience_seconds)
         self._store.close()
 
     async def _wind_up(self) -> None:
@@ -479,19 +480,20 @@ class LLMDispatcher:
         return sorted({a.config.model for a in self._accounts if a.serves(role)})
 
     def resting(self) -> str:
-        """Which accounts rest, and for how long yet; '' if none does."""
+        """Which accounts rest, how long yet and why, or do not answer; '' if all is well."""
         now = self._clock()
-        rests = [(a.config.name, a.resting_until() - now) for a in self._accounts if not a.out]
-        return ", ".join(f"{name} rests {left:.0f} s" for name, left in rests if left >= 1)
+        troubles = (account.trouble(now) for account in self._accounts if not account.out)
+        return ", ".join(filter(None, troubles))
 
     def live_line(self) -> str:
-        """For a progress bar: who waits, what rests, what is out or spent; '' if all is well."""
+        """For a progress bar: who waits, rests, is out or spent, and why; '' if all is well."""
+        now = self._clock()
         spent = [a.config.name for a in self._accounts if not a.out and a.limits.spent()]
         parts = [
             f"{self._waiting} waiting" if self._waiting else "",
             self.resting(),
             f"{', '.join(spent)} spent today" if spent else "",
-            ", ".join(f"{a.config.name} is out" for a in self._accounts if a.out),
+            ", ".join(account.trouble(now) for account in self._accounts if account.out),
         ]
         return " · ".join(part for part in parts if part)
 
@@ -507,7 +509,8 @@ class LLMDispatcher:
         return " · ".join(lines)
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """One plain dict per account: counts, tokens, spend, limits as learnt, state. No key.
+        """One plain dict per account: counts, tokens, spend, limits as learnt, state, and why it
+        rests or is out, in words of our own. No key.
 
         Rates are per minute, times in seconds, None is no limit. `requests_today` and
         `tokens_today` are those of all processes that share the log.
@@ -777,6 +780,8 @@ class LLMDispatcher:
         self._turn = max(account.turn, self._turn)
         account.turn = self._turn + 1.0 / account.config.weight
         account.in_flight += 1
+        if not account.started:
+            account.first_at = now
         account.started += 1
         self._reserved_cost += cost
         config = account.config

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from question_optimizer.limits import Unit
@@ -38,8 +38,29 @@ class Failure:
     status: int | None = None
     scope: Scope | None = None
     announced: tuple[Announced, ...] = ()
+    fault: str = field(default="", compare=False)  # in a few words, where no status tells it
+
+    @property
+    def brief(self) -> str:
+        """The reason in two or three words, for a progress line; no word of the provider's."""
+        return f"HTTP {int(self.status)}" if self.status else self.fault or _BRIEF[self.kind]
 
 
+_BRIEF = {
+    "rate_limited": "rate limited",
+    "transient": "calls fail",
+    "account_out": "of no use",
+    "bad_request": "refused",
+}
+# By the names of an exception and of what it came from.
+_FAULTS = (
+    ("host not found", re.compile(r"DNS|gaierror")),
+    ("TLS failed", re.compile(r"SSL|Certificate")),
+    ("cannot connect", re.compile(r"Connector|Connect(Error|Timeout)|Refused|ProxyConnection")),
+    ("no answer in time", re.compile(r"Timeout")),
+    ("unreadable answer", re.compile(r"Answer|JSON|Decod")),
+    ("connection broke", re.compile(r"Line|Connection|Disconnect|OSError|Payload|Protocol|Read")),
+)
 _NO_CREDIT = re.compile(r"insufficient_quota|credit balance|payment required", re.IGNORECASE)
 # Anthropic answers 400 where credit is spent, Gemini where the key is wrong.
 _ACCOUNT_FAULT = re.compile(r"credit balance|api key not valid|api_key_invalid", re.IGNORECASE)
@@ -53,6 +74,7 @@ _SCOPES: tuple[tuple[Scope, re.Pattern[str]], ...] = (
     ("tokens", re.compile(r"tokens per|\bTPM\b", re.IGNORECASE)),
     ("requests", re.compile(r"requests per|\bRPM\b", re.IGNORECASE)),
 )
+_DEEPEST = 10  # exceptions behind one another
 _SECRET = re.compile(r"\b(?:sk|pk|gsk|key|xai|AIza)[-_]?[A-Za-z0-9_\-*]{8,}")
 
 
@@ -65,7 +87,9 @@ def classify(error: Exception, *, secrets: Iterable[str] = ()) -> Failure:
     said = " ".join(str(getattr(error, "message", None) or error).split())
     reason = f"{type(error).__name__}: {redacted(said, secrets)[:200]}"
     if status is None or status < 400:  # no answer, or none that can be read
-        return Failure("transient" if _is_passing(error, status) else "bad_request", reason)
+        fault = _fault(error, said, status)
+        passing = _is_passing(error, status)
+        return Failure("transient" if passing else "bad_request", reason, fault=fault)
     if status == 429 and not _NO_CREDIT.search(said):
         if _TOO_LARGE.search(said):
             return Failure("bad_request", reason, status=status)
@@ -86,6 +110,19 @@ def _is_passing(error: Exception, status: int | None) -> bool:
     return (
         bool(known) or status is not None or isinstance(error, OSError | TimeoutError | ValueError)
     )
+
+
+def _fault(error: BaseException, said: str, status: int | None) -> str:
+    """What failed where no error's status was received; '' where that is not known."""
+    if status is not None and status >= 300:
+        return f"HTTP {int(status)}"
+    names = [said.partition(":")[0]]  # `wire` gives the transport's exception by name
+    cause: BaseException | None = error
+    while cause is not None and len(names) < _DEEPEST:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__
+    found = " ".join(names)
+    return next((fault for fault, marks in _FAULTS if marks.search(found)), "")
 
 
 def _rate_limited(reason: str, said: str, headers: Mapping[str, str]) -> Failure:

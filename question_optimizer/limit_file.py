@@ -91,8 +91,7 @@ class SharedLimitStore(LimitStore):
                 f"{self._log}: cannot be written ({error.strerror})", exit_code=USAGE
             ) from error
         with self.locked():
-            if os.fstat(self._file.fileno()).st_size < _SIZE:
-                os.ftruncate(self._file.fileno(), _SIZE)
+            self._reserve()
             self.map = mmap.mmap(self._file.fileno(), _SIZE)
             alone = self._attach(now)
             self.closed = False
@@ -103,6 +102,19 @@ class SharedLimitStore(LimitStore):
                 self._bring_up_to_date(limits, logged, alone, now)
         self._write()
         return list(self._limits)
+
+    def _reserve(self) -> None:
+        """Claim the table's room on disk: a hole in it, met on a full disk, would be a SIGBUS."""
+        handle = self._file.fileno()
+        try:
+            while (size := os.fstat(handle).st_size) < _SIZE:
+                os.pwrite(handle, bytes(_SIZE - size), size)
+        except OSError as error:
+            raise StopRun(
+                f"{self._path}: cannot be written ({error.strerror}); free the disk or change "
+                "--data-dir",
+                exit_code=USAGE,
+            ) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

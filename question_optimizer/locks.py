@@ -1,4 +1,4 @@
-"""Advisory file locks: who holds one, and holding one for as long as a run lasts."""
+"""Advisory file locks: who holds one, and holding one, alone or with others, while it is needed."""
 
 from __future__ import annotations
 
@@ -72,6 +72,31 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def share(lock: Path) -> IO[str]:
+    """Hold `lock`, with any others that share it, until the file is closed or the process ends."""
+    file = _opened(lock)
+    with contextlib.suppress(ImportError, OSError):  # no flock here: nobody is told of it
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def is_held(lock: Path) -> bool:
+    """Whether anybody holds `lock`, this process included, alone or shared; as far as that can be
+    told. It is probed: an exclusive flock is tried and dropped at once."""
+    with _opened(lock) as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except (ImportError, OSError):
+            return False
+    return False
 
 
 def _opened(lock: Path) -> IO[str]:

@@ -527,7 +527,7 @@ def test_a_line_tells_each_accounts_calls_and_pace_or_why_there_are_none() -> No
             (
                 Failure("rate_limited", "429", retry_after=90.0),
                 Failure("rate_limited", "429", retry_after=7200.0),
-                Failure("account_out", "401"),
+                Failure("account_out", "401", status=401),
             ),
             strict=True,
         ):
@@ -538,7 +538,8 @@ def test_a_line_tells_each_accounts_calls_and_pace_or_why_there_are_none() -> No
         "groq-1 0/1000 today, 28/min · mistral 0/1 today · free 0 today, 0.5/min · short 0 today · "
         "long 0 today · revoked 0 today",
         "groq-1 1/1000 today, 28/min · mistral spent until 07:00 UTC · free 1 today, 0.5/min · "
-        "short rests 90 s · long rests until 14:01 UTC · revoked is out",
+        "short rests 90 s: rate limited · long rests until 14:01 UTC: rate limited · "
+        "revoked is out: HTTP 401",
         "groq-1 1/1000 today, 28/min · mistral spent until 07:00 UTC · 4 more",
     ]
 
@@ -585,7 +586,12 @@ def test_what_rests_can_be_seen_and_for_how_long() -> None:
             said.append(dispatcher.resting())
         return said
 
-    assert run(main()) == ["", "long rests 90 s, short rests 10 s", "long rests 60 s", ""]
+    assert run(main()) == [
+        "",
+        "long rests 90 s: rate limited, short rests 10 s: rate limited",
+        "long rests 60 s: rate limited",
+        "",
+    ]
 
 
 def test_rate_limits_cost_the_item_no_attempt() -> None:
