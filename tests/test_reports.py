@@ -139,6 +139,9 @@ def arm_figures(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
         "gates": gates,
         "tokens_per_question": mean([row["tokens"] for row in mine]),
         "seconds_per_question": mean([row["latency_seconds"] for row in mine]),
+        "median_seconds_per_question": statistics.median(
+            [row["latency_seconds"] for row in mine] or [0.0]
+        ),
         "cost_per_question": mean([row["cost"] for row in mine]),
         "by_model": {
             model: {
@@ -540,13 +543,14 @@ def luminance(colour: str) -> float:
 def test_text_has_the_contrast_that_wcag_aa_asks_for(scheme: int) -> None:
     blocks = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+)", blocks[scheme]))
-    assert len(colours) == 13
+    assert len(colours) == 14
     pairs = [
         *((text, back) for text in ("text", "muted", "link") for back in ("back", "soft")),
         *((text, back) for text in ("good", "bad", "warn") for back in ("back", "soft")),
         *((kind, f"{kind}-back") for kind in ("good", "bad", "warn")),
         *(("text", f"{kind}-back") for kind in ("good", "bad", "warn")),
         *(("link", f"{kind}-back") for kind in ("good", "bad", "warn")),
+        ("text", "shade"),
     ]
     for text, back in pairs:
         light, dark = sorted((luminance(colours[text]), luminance(colours[back])), reverse=True)
@@ -999,7 +1003,7 @@ def test_what_the_verdict_and_the_set_health_write_can_be_read(report: Report) -
         + page.sections["verdict"].split(found["verdict"], 1)[1].split("Recommended")[0]
     )
     repeated = health["original"]["near_duplicates"]["share"]
-    assert page.line("share")[1] == f"{100 * repeated:.1f} %"
+    assert page.line("questions in a pair")[1] == f"{100 * repeated:.1f} %"
     assert page.line("shares · reasoning")[0] == "100.0 %"
     alarms = [one["text"] for one in health["original"]["alarms"]]
     assert alarms

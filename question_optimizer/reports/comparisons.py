@@ -73,6 +73,7 @@ _MEASURES: dict[str, list[_Measure]] = {
     "Price of a question": [
         _Measure("tokens_per_question", "tokens", lambda v: number(v, 1), lambda d: signed(d, 1)),
         _Measure("seconds_per_question", "seconds", two, lambda d: signed(d, 2)),
+        _Measure("median_seconds_per_question", "seconds, median", two, lambda d: signed(d, 2)),
         _Measure("cost_per_question", "cost", cost),
     ],
 }
