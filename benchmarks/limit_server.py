@@ -29,7 +29,8 @@ misspelt setting is answered with 400. All settings are optional:
       tokens_used, text            [prompt, completion], null estimates them; the reply's text
       reply                        "text", or "rehearsal": what question_optimizer.rehearsal says
       faults                       [{"kind": K, "p": 0.2, "from": 0, "to": 1e9}], seconds since
-                                   /admin; the first whose draw hits applies. "marker": only
+                                   /admin, or since the answer number "after" was delivered; the
+                                   first whose draw hits applies. "marker": only
                                    requests that hold this text. "draw": "turn", one draw a call
                                    of the key, or "request": by the seed, the request and how
                                    often it came before, whatever the order of arrival
@@ -260,6 +261,7 @@ class Fault:
     p: float = 1.0
     from_: float = 0.0
     to: float = 1e9
+    after: int = 0
     seconds: float | None = None
     every: float = 20.0
     for_: float = 2.0
@@ -807,11 +809,11 @@ class Account:
         faults = self.config.faults
         if not faults:
             return None
-        elapsed = (now - self.run.began) / SECOND
         draws = [self._random.random() for _ in faults]
         by_request = random.Random(f"{self.run.config.seed} {call.digest} {self.run.came(call)}")
         for fault, draw in zip(faults, draws, strict=True):
             lot = by_request.random() if fault.draw == "request" else draw
+            elapsed = self.run.seconds_since(fault.after, now)
             if fault.hits(lot, elapsed) and fault.marker.encode() in call.body:
                 self.faults[fault.kind] += 1
                 return fault
@@ -854,7 +856,7 @@ class Account:
         self.ok += 1
         self.tokens += call.used
         self.ok_by_second[(time.monotonic_ns() - self.run.began) // SECOND] += 1
-        self.run.delivered[call.digest] += 1
+        self.run.count_delivered(call)
         if call.item:
             self.run.items[call.item] += 1
 
@@ -874,6 +876,10 @@ class Run:
         self.config, self.began = config, time.monotonic_ns()
         self.items: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
+        self._answers = 0
+        self._reached = {0: self.began}  # {number of an answer that a fault waits for: moment}
+        keys = (config.default, *config.keys.values())
+        self._awaited = {fault.after for key in keys for fault in key.faults}
         self._came: Counter[str] = Counter()
         self.accounts: dict[str, Account] = {}
 
@@ -888,6 +894,17 @@ class Run:
         """How often this very request was let in before, on whichever key."""
         self._came[call.digest] += 1
         return self._came[call.digest] - 1
+
+    def count_delivered(self, call: Call) -> None:
+        self.delivered[call.digest] += 1
+        self._answers += 1
+        if self._answers in self._awaited:
+            self._reached[self._answers] = time.monotonic_ns()
+
+    def seconds_since(self, answer: int, now: int) -> float:
+        """How long ago that answer was delivered, negative before it was; 0 stands for /admin."""
+        reached = self._reached.get(answer)
+        return -math.inf if reached is None else (now - reached) / SECOND
 
     def stats(self) -> dict[str, Any]:
         return {

@@ -370,17 +370,18 @@ def forgotten(server: Server) -> dict[str, Any]:
 def outage(
     seconds: float,
     *,
-    begins: float,
+    begins: float = 0.0,
+    after: int = 0,
     unreadable: float = 0.05,
     cut: float = 0.05,
     latency: float = LATENCY_SECONDS,
 ) -> dict[str, Any]:
-    """All keys are down for `seconds`; of the judge's answers this share cannot be read, that share
-    is cut JSON; and one of the judge's two keys is dead.
+    """All keys are down for `seconds`, from second `begins` on after so many answers; of the
+    judge's answers this share cannot be read, that is cut JSON; and one of its two keys is dead.
 
     Whose answer is spoilt depends on the request alone, not on the order in which they come.
     """
-    down = {"kind": "503", "from": begins, "to": begins + seconds}
+    down = {"kind": "503", "from": begins, "to": begins + seconds, "after": after}
     key = healthy(latency)["default"]
     spoilt = [
         {"kind": "unreadable", "p": unreadable, "draw": "request", "marker": JUDGE_MARKER},
@@ -396,7 +397,9 @@ JUDGE_MARKER = "`answerable`"  # an output field of the judge's
 
 def scores_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What of an evaluation's summary must not depend on what went wrong meanwhile."""
-    timed = ("seconds_per_question", "tokens_per_question", "cost_per_question")
+    timed = tuple(
+        f"{name}_per_question" for name in ("seconds", "median_seconds", "tokens", "cost")
+    )
     arms = {
         arm: {name: value for name, value in figures.items() if name not in timed}
         for arm, figures in summary["arms"].items()

@@ -135,8 +135,7 @@ def test_a_cancelled_run_is_completed_with_nothing_asked_twice_but_what_was_in_f
 
 
 def test_the_hosts_loop_keeps_beating(hosted: tuple[dict[str, Any], LLMServer]) -> None:
-    """By the time that the loop's own thread computed between two beats; the wall's says as much
-    about a busy machine, so that its bound is wide."""
+    """By the time that its own thread computed between two beats; the wall's tells as much of how
+    busy the machine is."""
     told, _ = hosted
     assert told["worst_cpu"] < 0.3
-    assert told["worst_wall"] < 10.0

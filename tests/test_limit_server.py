@@ -358,7 +358,8 @@ def test_openai_headers(server: Server, client: httpx.Client) -> None:
 
 
 def test_groq_headers_count_requests_by_the_day(server: Server, client: httpx.Client) -> None:
-    limits = {"requests": {"limit": 30}, "tokens": {"limit": 6000}, "day": {"requests": 14_400}}
+    tokens = {"limit": 6000, "window": 1e6}  # so that nothing worth naming comes back meanwhile
+    limits = {"requests": {"limit": 30}, "tokens": tokens, "day": {"requests": 14_400}}
     told = limit_headers(server, client, "groq", **limits)
     assert told.pop("x-ratelimit-reset-tokens").endswith("s")
     assert told == {
@@ -581,6 +582,11 @@ def test_a_fault_begins_when_told(server: Server, client: httpx.Client) -> None:
     assert statuses(client, 1) == [503]
 
 
+def test_a_fault_begins_after_so_many_answers(server: Server, client: httpx.Client) -> None:
+    with_fault(server, "500", after=3)
+    assert statuses(client, 5) == [200, 200, 200, 500, 500]
+
+
 def test_a_script_repeats_with_its_seed(server: Server, client: httpx.Client) -> None:
     faults = [{"kind": "500", "p": 0.3}, {"kind": "529", "p": 0.3}]
 
@@ -600,7 +606,7 @@ async def test_latency(server: Server) -> None:
     async with crowd(server) as client:
         answers = await asyncio.gather(*(client.post(**chat()) for _ in range(20)))
     took = [answer.elapsed.total_seconds() for answer in answers]
-    assert min(took) >= 0.15 and sum(took) / 20 < 1
+    assert min(took) >= 0.15 and sum(took) / 20 < 1.5  # one after the other: 1.6 at least
 
 
 def test_jitter_is_lognormal_around_the_latency() -> None:

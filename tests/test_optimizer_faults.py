@@ -8,6 +8,7 @@ is `benchmarks/optimizers.py --only outage`.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ import optimizers
 from limit_server import Server, running
 from optimizers import KEYS, SMALL, Project, faults_of, flags_of, healthy, outage, providers, watch
 
+# The three that would score a failure with zero; OUTAGES=all adds those that let it through.
+SWALLOWING = [name for name in optimizers.OPTIMIZERS if name in ("mipro", "gepa", "simba")]
+THROUGH_OUTAGES = optimizers.OPTIMIZERS if os.environ.get("OUTAGES") == "all" else SWALLOWING
 LATENCY_SECONDS = 0.02
 ITEMS = 8  # of each split
 OUTAGE_SECONDS = 3.0
@@ -46,7 +50,7 @@ def project(server: Server, gold: Path, tmp_path: Path) -> Project:
     return Project(tmp_path / "project", gold, providers(server))
 
 
-@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", THROUGH_OUTAGES)
 def test_an_outage_changes_no_score(
     optimizer: str, server: Server, gold: Path, project: Project, tmp_path: Path
 ) -> None:
@@ -56,7 +60,7 @@ def test_an_outage_changes_no_score(
     course = watch(Project(tmp_path / "calm", gold, providers(server)), server, flags)
     failing = outage(
         OUTAGE_SECONDS,
-        begins=course.seconds * 0.6,
+        after=course.delivered // 2,
         unreadable=0.25,
         cut=0.1,
         latency=LATENCY_SECONDS,
