@@ -14,12 +14,13 @@ import contextlib
 import json
 import os
 import pickle
+import random
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ import pytest
 from conftest import COLLECTION, ROOT, SAMPLE
 from question_optimizer.chunk_store import chunk_of, open_store
 from question_optimizer.dispatcher import LLMDispatcher
-from question_optimizer.errors import TRY_LATER, StopRun, UserError
-from question_optimizer.generation.ledger import Configuration, Ledger, Refusal, Result
+from question_optimizer.errors import BUDGET, TRY_LATER, StopRun, UserError
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Refusal, Result
 from question_optimizer.programs.question_worker import Job
-from question_optimizer.programs.ray_cluster import merged
+from question_optimizer.programs.ray_budget import Budget, Ceiling, Spent
+from question_optimizer.programs.ray_cluster import Worker, merged
 from question_optimizer.programs.ray_engine import RayEngine
 from question_optimizer.programs.ray_node import NodeWorker
 from question_optimizer.providers import rehearsal_account
@@ -333,6 +336,197 @@ def test_counts_of_one_account_are_added_up_over_the_nodes() -> None:
     assert seen == [one | {"ok": 5, "spend": 0.75}]
 
 
+# ---------------------------------------------------------------------- ceilings
+
+
+def spend_all(budget: Budget, *, workers: int, price: float, seed: int) -> list[float]:
+    """What workers spend of `budget` whose calls cost up to `price`, told late and out of order."""
+    chance = random.Random(seed)
+    calls, costs, reports = [0] * workers, [0.0] * workers, []
+    while able := [n for n in range(workers) if budget.has_more_for(n)]:
+        worker = chance.choice(able)
+        ceiling = budget.ceiling(worker, workers)
+        for _ in range(chance.randrange(1, 5)):
+            cost = price * chance.random()
+            dear = ceiling.cost is not None and costs[worker] + cost > ceiling.cost
+            if dear or (ceiling.calls is not None and calls[worker] >= ceiling.calls):
+                budget.tell(worker, Spent(calls[worker], costs[worker]))
+                budget.refused(worker, ceiling, workers)
+                break
+            calls[worker] += 1
+            costs[worker] += cost
+        reports.append((worker, Spent(calls[worker], costs[worker])))
+        if chance.random() < 0.5:
+            budget.tell(*reports.pop(chance.randrange(len(reports))))
+    return [sum(calls), sum(costs)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("seed", range(5))
+def test_workers_spend_a_ceiling_to_the_end_and_never_pass_it(workers: int, seed: int) -> None:
+    for most in (1, 5, 300):
+        calls, _ = spend_all(Budget(most, None), workers=workers, price=1.0, seed=seed)
+        assert calls == most
+    _, cost = spend_all(Budget(None, 20.0), workers=workers, price=0.1, seed=seed)
+    assert 20.0 - 0.1 * workers <= cost <= 20.0
+    calls, cost = spend_all(Budget(100, 20.0), workers=workers, price=0.1, seed=seed)
+    assert calls == 100 and cost <= 20.0
+
+
+def test_what_a_worker_that_died_was_given_is_given_to_nobody_else() -> None:
+    budget = Budget(40, None)
+    dead = budget.ceiling("dead", 2)
+    budget.tell("dead", Spent(2, 0.0))
+    assert dead == Ceiling(calls=5)
+    given = 0
+    while budget.has_more_for("alive"):
+        ceiling = budget.ceiling("alive", 2)
+        given = ceiling.calls or 0
+        budget.tell("alive", Spent(given, 0.0))
+        budget.refused("alive", ceiling, 2)
+    assert given == 35
+    reached = budget.reached()
+    assert reached.exit_code == BUDGET
+    assert str(reached).startswith("37 calls made and up to 3 by workers that died, as many as")
+
+
+def test_a_call_that_was_dearer_than_reckoned_comes_off_what_is_left() -> None:
+    budget = Budget(None, 1.0)
+    assert budget.ceiling("a", 1) == Ceiling(cost=0.25)
+    budget.tell("a", Spent(1, 0.95))
+    while budget.has_more_for("a"):
+        ceiling = budget.ceiling("a", 1)
+        budget.refused("a", ceiling, 1)
+    assert ceiling == Ceiling(cost=pytest.approx(1.0))
+    assert "budget reached: 0.9500 of 1 spent over all workers" in str(budget.reached())
+
+
+def test_a_run_without_ceilings_gives_none_and_one_of_nothing_allows_nothing() -> None:
+    assert Budget(None, None).ceiling("a", 1) == Ceiling(None, None)
+    nothing = Budget(None, 0.0)
+    assert nothing.ceiling("a", 1) == Ceiling(None, 0.0)
+    nothing.refused("a", Ceiling(None, 0.0), 1)
+    assert not nothing.has_more_for("a")
+
+
+class Remote:
+    """An actor's generator method, called in this process; what passes is pickled as by Ray."""
+
+    def __init__(self, method: Callable[..., AsyncIterator[Any]]):
+        self._method = method
+
+    async def remote(self, *sent: Any) -> AsyncIterator[Any]:
+        async for step in self._method(*pickle.loads(pickle.dumps(sent))):
+            arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            arrived.set_result(pickle.loads(pickle.dumps(step)))
+            yield arrived
+
+
+class Handle:
+    def __init__(self, node: NodeWorker):
+        self.node = node
+        self.do = Remote(node.do)
+
+
+class EngineHere(RayEngine):
+    """A Ray engine whose workers live in this process: no cluster, and all else is real."""
+
+    nodes: Sequence[NodeWorker] = ()
+
+    async def open_here(self, workers: int) -> None:
+        self.nodes = [NodeWorker(replace(self.setup, limits_url=None)) for _ in range(workers)]
+        for number, node in enumerate(self.nodes):
+            opened = await node.open()
+            assert isinstance(opened, tuple), opened
+            worker = Worker(Handle(node), str(number), "here", ready=True)
+            self._cluster.workers.append(worker)
+            self.slots = opened[0]
+
+    async def close(self) -> None:
+        for node in self.nodes:
+            await node.close()
+
+
+async def until_reached(
+    path: Path, jobs: Sequence[Job], ledger: Ledger, **ceilings: Any
+) -> tuple[set[str], set[int], int]:
+    """Do what `ledger` lacks on two workers: (how it ended, with which codes, calls begun)."""
+    known = {result.chunk_id: result for result in ledger.results()}
+    queue = [replace(job, so_far=known.get(job.chunk_id, job.so_far)) for job in jobs]
+    queue = [job for job in queue if job.so_far.state != "done"]
+    usual: dict[str, Any] = {"pipeline": None, "policy": "record", "refills": 0}
+    engine = EngineHere(None, providers=path, limits_url="redis://nowhere", **usual, **ceilings)
+    await engine.open_here(2)
+
+    async def keep(result: Result, refused: Sequence[Refusal]) -> None:
+        ledger.record([result])
+
+    async def consume() -> None:
+        while queue:
+            result, _ = await engine.do(queue.pop(), keep)
+            ledger.record([result])
+
+    consumers = (consume() for _ in range(engine.slots))
+    ends = [end for end in await asyncio.gather(*consumers, return_exceptions=True) if end]
+    await engine.close()
+    assert all(isinstance(end, StopRun) for end in ends), ends
+    calls = sum(node.spent().calls for node in engine.nodes)
+    return {str(end) for end in ends}, {end.exit_code for end in ends}, calls
+
+
+async def test_two_workers_make_no_more_calls_than_allowed_and_a_higher_ceiling_goes_on(
+    llm_server: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    server, jobs = llm_server(), jobs_of(20)
+    path = providers_file(tmp_path, f"{server.url}/v1", 60_000, KEY_VARIABLE)
+    ledger = Ledger(tmp_path / "generation.sqlite", Configuration("c", "p", "p", ("m",)))
+    with contextlib.closing(ledger):
+        said, codes, calls = await until_reached(path, jobs, ledger, max_calls=25)
+        assert codes == {BUDGET}
+        assert said == {
+            "25 calls made, as many as --max-calls allows; everything is saved, run the same "
+            "command with a higher number to go on"
+        }
+        assert calls == len(server.requests) == 25
+        assert sum(result.calls for result in ledger.results()) == 25
+        assert await until_reached(path, jobs, ledger, max_calls=100) == (set(), set(), 15)
+        assert ledger.counts() == {"done": 20}
+    assert len(server.requests) == 2 * 20, "nothing was paid for twice"
+
+
+async def test_two_workers_spend_no_more_than_allowed_and_nearly_all_of_it(
+    llm_server: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    jobs = jobs_of(20)
+    path = providers_file(tmp_path, f"{llm_server().url}/v1", 60_000, KEY_VARIABLE)
+    ledger = Ledger(tmp_path / "generation.sqlite", Configuration("c", "p", "p", ("m",)))
+    with contextlib.closing(ledger):
+        [said], codes, calls = await until_reached(path, jobs, ledger, max_cost=0.02)
+        spent = sum(result.cost for result in ledger.results())
+        assert codes == {BUDGET} and calls < 40
+        assert f"budget reached: {spent:.4f} of 0.02 spent over all workers" in said
+        assert 0.01 < spent <= 0.02
+        assert await until_reached(path, jobs, ledger, max_cost=1.0) == (set(), set(), 40 - calls)
+        assert ledger.counts() == {"done": 20}
+
+
+async def test_an_account_without_prices_is_refused_on_the_node_where_a_cost_has_a_ceiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    path = providers_file(tmp_path, "http://127.0.0.1:9", 6000, KEY_VARIABLE)
+    path.write_text(path.read_text().partition("input_price")[0])
+    engine = engine_of(providers=path, limits_url="redis://127.0.0.1:1", max_cost=1.0)
+    refused = await NodeWorker(replace(engine.setup, limits_url=None)).open()
+    assert isinstance(refused, UserError)
+    assert "--max-cost cannot work: account 'shared' has no input_price" in str(refused)
+
+
+# ---------------------------------------------------------------------- on a cluster
+
+
 async def test_a_node_without_the_key_is_named_with_the_variable_and_nothing_is_sent(
     cluster: Any, limits: LimitsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,10 +561,37 @@ async def test_a_killed_node_costs_no_chunk_repeats_only_its_calls_and_limits_ho
     assert logs and not any(KEY.encode() in text for text in logs)
 
 
-@pytest.mark.skipif(
+only_if_asked_for = pytest.mark.skipif(
     os.environ.get("RAY_TESTS") != "all",
     reason="40 s, of a suite that is to take ten minutes; RAY_TESTS=all runs it too",
 )
+
+
+@only_if_asked_for
+async def test_a_cluster_makes_no_more_calls_than_allowed_though_a_worker_dies(
+    cluster: Any, limits: LimitsServer, tmp_path: Path
+) -> None:
+    jobs = jobs_of(60)
+    ledger = Ledger(tmp_path / "generation.sqlite", Configuration("c", "p", "p", ("m",)))
+    with running() as server, contextlib.closing(ledger):
+        server.configure(provider(6000, 0.1))
+        path = providers_file(tmp_path, server.base_url, 6000, KEY_VARIABLE)
+        engine = engine_of(cluster.address, providers=path, limits_url=limits.url, max_calls=50)
+        await engine.open()
+        working = asyncio.create_task(all_done(engine, jobs, ledger))
+        while not ledger.counts()["done"]:
+            await asyncio.sleep(0.01)
+        os.kill(engine.workers()[0].pid, signal.SIGKILL)
+        with pytest.raises(StopRun, match="as many as --max-calls allows") as ended:
+            await working
+        await engine.close()
+        paid = sum(result.calls for result in ledger.results())
+        assert ended.value.exit_code == BUDGET
+        assert engine.died == 1
+        assert paid <= server.stats()["requests"] <= 50
+
+
+@only_if_asked_for
 async def test_a_killed_worker_is_replaced_and_the_others_wait_for_it(
     cluster: Any, tmp_path: Path
 ) -> None:

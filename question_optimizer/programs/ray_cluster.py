@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,13 +90,16 @@ class RayCluster:
         self._watching = True
         self._start(self._watch())
 
-    async def idlest(self) -> Worker:
-        """The worker with least to do; waits while there is none. Raises what `end` was given."""
+    async def idlest(self, among: Callable[[Worker], bool]) -> Worker | None:
+        """The worker with least to do; None where there are some, but none `among` those asked for.
+
+        Waits while there is none at all. Raises what `end` was given.
+        """
         while True:
             if self._ended is not None:
                 raise self._ended
             if ready := [worker for worker in self.workers if worker.ready]:
-                return min(ready, key=lambda worker: worker.in_flight)
+                return min(filter(among, ready), key=lambda worker: worker.in_flight, default=None)
             self._changed.clear()
             await self._changed.wait()
 
@@ -206,7 +209,7 @@ class RayCluster:
         import ray
 
         self.workers.remove(worker)
-        idle = {"in_flight": 0, "waiting": 0}
+        idle = {"in_flight": 0, "waiting": 0, "why": ""}
         self.gone = merged([*self.gone, *(account | idle for account in worker.accounts)])
         with contextlib.suppress(Exception):  # it is dead, or Ray is
             ray.kill(worker.handle)
@@ -233,12 +236,14 @@ class RayCluster:
 
 
 def merged(accounts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One account each name: counts are added up, of the rest the last word stands."""
+    """One account each name: counts are added up, of the rest the last word stands; that a node
+    gets no answer is not lost where another does."""
     found: dict[str, dict[str, Any]] = {}
     for account in accounts:
         known = found.get(account["name"], {})
         sums = {name: account[name] + known.get(name, 0) for name in _COUNTS}
-        found[account["name"]] = {**account, **sums}
+        why = account["why"] or known.get("why", "")
+        found[account["name"]] = {**account, **sums, "why": why}
     return list(found.values())
 
 

@@ -5,7 +5,8 @@
 
 A job goes to the worker with least to do and comes back as a value, so that exactly once is a
 matter of the driver alone. What a worker had in work when it died is asked again elsewhere, from
-the last step that came back. All nodes share the limits on a Redis or Valkey server.
+the last step that came back. All nodes share the limits on a Redis or Valkey server, and a run's
+ceilings are the driver's to give out (`ray_budget`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from question_optimizer.errors import StopRun, UserError, reason_of
-from question_optimizer.generation.ledger import Refusal, Result
+from question_optimizer.errors import BUDGET, StopRun, UserError, reason_of
+from question_optimizer.generation.ledger_records import Refusal, Result
 from question_optimizer.programs.question_worker import Job, Keep
+from question_optimizer.programs.ray_budget import Budget, Ceiling
 from question_optimizer.programs.ray_cluster import RayCluster, Worker, merged, said
 from question_optimizer.programs.ray_node import Outcome, Setup, without_password
 
@@ -36,6 +38,9 @@ class RayEngine:
     pipeline     `dspy_pipeline.pipeline_state` of the program; None is the original prompts
     limits_url   the Redis or Valkey server that all nodes share; only the rehearsal does without
     workers      how many worker processes; None is one on every node, those that join included
+    max_calls    over all workers, retries included: never passed
+    max_cost     over all workers: passed at most by what answers in flight cost more than was
+                 reckoned, as on one machine; up to a call's price for each worker may be left
 
     `slots` is known after `open`, and stays.
     """
@@ -50,6 +55,8 @@ class RayEngine:
         policy: str,
         refills: int,
         workers: int | None = None,
+        max_calls: int | None = None,
+        max_cost: float | None = None,
     ):
         _check(address, providers, limits_url)
         plain = without_password(limits_url) if limits_url else None
@@ -61,7 +68,12 @@ class RayEngine:
             limits_secret=plain != limits_url,
             policy=policy,
             refills=refills,
+            ceiling=Ceiling(
+                None if max_calls is None else 0,
+                None if max_cost is None else 0.0,
+            ),
         )
+        self._budget = Budget(max_calls, max_cost)
         self.slots = 1  # jobs that can usefully be in work at once
         self.spend = 0.0  # what all that came back has cost; a dead worker's last calls did not
         self._cluster = RayCluster(self.setup, address, workers)
@@ -82,37 +94,55 @@ class RayEngine:
         self.slots = max(slots) if self.setup.limits_url else sum(slots)
 
     async def do(self, job: Job, keep: Keep | None = None) -> tuple[Result, list[Refusal]]:
-        """`QuestionWorker.do` on some node, and on another if that one dies.
+        """`QuestionWorker.do` on some node, and on another if that one dies or may spend no more.
 
-        Raises StopRun also where no node is left.
+        Raises StopRun also where no node is left, or none that may spend anything.
         """
-        from ray.exceptions import RayError, RayTaskError
-
-        for _ in range(_MOST_LOSSES):
-            worker = await self._cluster.idlest()
-            worker.in_flight += 1
-            try:
-                async for step in _values(worker.handle.do.remote(job)):
-                    if isinstance(step, Outcome):
-                        result, refusals = _unwrapped(step)
-                        self.spend += result.cost - job.so_far.cost
-                        return result, refusals
-                    slot, refused = step
-                    self.spend += slot.cost - job.so_far.cost
-                    # is paid for, whatever happens
-                    job = replace(job, so_far=slot, refusals=(*job.refusals, *refused))
-                    if keep is not None:
-                        await keep(slot, refused)
-            except RayTaskError as error:  # not even the worker could tell what it was
-                raise RuntimeError(f"worker at {worker.where}: {said(error)}") from None
-            except RayError as error:
-                log.info("worker at %s is gone: %s", worker.where, said(error))
-            finally:
-                worker.in_flight -= 1
-            self._cluster.lose(worker)
+        losses = 0
+        while losses < _MOST_LOSSES:
+            worker = await self._cluster.idlest(self._budget.has_more_for)
+            if worker is None:
+                raise self._budget.reached()
+            ceiling = self._budget.ceiling(worker, len(self._cluster.workers))
+            job, outcome = await self._do_on(worker, job, ceiling, keep)
+            if outcome is None:
+                losses += 1
+                self._cluster.lose(worker)
+            elif outcome.ended is not None and outcome.ended.exit_code == BUDGET:
+                self._budget.refused(worker, ceiling, len(self._cluster.workers))
+            else:
+                result, refusals = _unwrapped(outcome)
+                self.spend += result.cost - job.so_far.cost
+                return result, refusals
         reason = f"{_MOST_LOSSES} workers died while they had this chunk in work"
         attempts = job.so_far.attempts + 1
         return replace(job.so_far, state="failed", reason=reason, attempts=attempts), []
+
+    async def _do_on(
+        self, worker: Worker, job: Job, ceiling: Ceiling, keep: Keep | None
+    ) -> tuple[Job, Outcome | None]:
+        """(the job as far as it came there, how it ended; None if the worker is gone)."""
+        from ray.exceptions import RayError, RayTaskError
+
+        worker.in_flight += 1
+        try:
+            async for step in _values(worker.handle.do.remote(job, ceiling)):
+                if isinstance(step, Outcome):
+                    self._budget.tell(worker, step.spent)
+                    return job, step
+                slot, refused = step
+                self.spend += slot.cost - job.so_far.cost
+                # is paid for, whatever happens
+                job = replace(job, so_far=slot, refusals=(*job.refusals, *refused))
+                if keep is not None:
+                    await keep(slot, refused)
+        except RayTaskError as error:  # not even the worker could tell what it was
+            raise RuntimeError(f"worker at {worker.where}: {said(error)}") from None
+        except RayError as error:
+            log.info("worker at %s is gone: %s", worker.where, said(error))
+        finally:
+            worker.in_flight -= 1
+        return job, None
 
     def stop(self, reason: StopRun) -> None:
         """No job and no call starts any more: whoever asks gets `reason`. From any thread."""
@@ -143,7 +173,7 @@ class RayEngine:
         return self._cluster.died
 
     def live_line(self) -> str:
-        """For a progress bar: nodes, workers, jobs in work, workers lost, accounts that rest."""
+        """For a progress bar: nodes, workers, jobs in work, workers lost, accounts in trouble."""
         parts = [
             f"{len(self._cluster.nodes)} nodes",
             f"{len(self.workers())} workers",
@@ -152,14 +182,8 @@ class RayEngine:
         if self.died:
             parts.append(f"{self.died} workers died")
         parts += [str(error) for error in list(self._cluster.refused.values())]
-        for account in self.snapshot():
-            if account["out"]:
-                parts.append(f"{account['name']} is out")
-            elif account["spent_today"]:
-                parts.append(f"{account['name']} spent today")
-            elif account["rests"] >= 1:
-                parts.append(f"{account['name']} rests {account['rests']:.0f} s")
-        return " · ".join(parts)
+        parts += map(_trouble, self.snapshot())
+        return " · ".join(filter(None, parts))
 
 
 def _check(address: str | None, providers: Path | None, limits_url: str | None) -> None:
@@ -173,6 +197,18 @@ def _check(address: str | None, providers: Path | None, limits_url: str | None) 
             f"--ray-address {address}: Ray Client is not supported; start the generator on a "
             "machine of the cluster, with --ray-address auto"
         )
+
+
+def _trouble(account: Mapping[str, Any]) -> str:
+    """An account that is out, spent, rests or does not answer, and why; '' if it is well."""
+    name, because = account["name"], f": {account['why']}" if account["why"] else ""
+    if account["out"]:
+        return f"{name} is out{because}"
+    if account["spent_today"]:
+        return f"{name} spent today"
+    if account["rests"] >= 1:
+        return f"{name} rests {account['rests']:.0f} s{because}"
+    return f"{name}{because}" if because else ""
 
 
 def _unwrapped(outcome: Outcome) -> tuple[Result, list[Refusal]]:

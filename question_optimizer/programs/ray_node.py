@@ -12,7 +12,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -20,7 +20,8 @@ from urllib.parse import urlsplit, urlunsplit
 from question_optimizer.dispatcher import LLMDispatcher, open_store
 from question_optimizer.errors import StopRun, UserError
 from question_optimizer.failures import redacted
-from question_optimizer.generation.ledger import Refusal, Result
+from question_optimizer.generation.ledger_records import Refusal, Result
+from question_optimizer.programs.ray_budget import NO_CEILING, NOTHING, Ceiling, Spent
 from question_optimizer.providers import LLMClientConfig, load_providers, rehearsal_account
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Setup:
     limits_secret: bool  # whether it had any
     policy: str
     refills: int
+    ceiling: Ceiling = NO_CEILING  # of a worker that was given nothing yet
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Outcome:
     refusals: tuple[Refusal, ...] = ()
     ended: StopRun | UserError | None = None  # the run as a whole
     broken: str = ""  # an unexpected exception's traceback
+    spent: Spent = NOTHING  # by the worker, since it began
 
 
 Kept = tuple[Result, tuple[Refusal, ...]]  # a slot on its way, and what was refused last
@@ -69,7 +72,12 @@ class NodeWorker:
         try:
             accounts = _accounts(setup, environ)
             store = open_store(None, url=_limits_url(setup, environ))
-            self._dispatcher = LLMDispatcher(accounts, store=store)
+            self._dispatcher = LLMDispatcher(
+                accounts,
+                store=store,
+                max_calls=setup.ceiling.calls,
+                max_cost=setup.ceiling.cost,
+            )
         except (StopRun, UserError) as error:
             return error
         # Only now: DSPy takes seconds, and a missing key should be told at once.
@@ -80,15 +88,20 @@ class NodeWorker:
         )
         return self._dispatcher.slots("student"), os.getpid()
 
-    async def do(self, job: Job) -> AsyncIterator[Kept | Outcome]:
-        """What is to be kept of the job as soon as it is paid for, and at last its outcome."""
+    async def do(self, job: Job, ceiling: Ceiling = NO_CEILING) -> AsyncIterator[Kept | Outcome]:
+        """What is to be kept of the job as soon as it is paid for, and at last its outcome.
+
+        `ceiling` is what this worker may have spent by now, from jobs before and beside this one.
+        """
+        self._allow(ceiling)
         steps: asyncio.Queue[Kept | Outcome] = asyncio.Queue()
 
         async def keep(result: Result, refused: Sequence[Refusal]) -> None:
             await steps.put((result, tuple(refused)))
 
         async def work() -> None:
-            steps.put_nowait(await self._outcome(job, keep))
+            outcome = await self._outcome(job, keep)
+            steps.put_nowait(replace(outcome, spent=self.spent()))
 
         working = asyncio.create_task(work())
         while not isinstance(step := await steps.get(), Outcome):
@@ -105,6 +118,19 @@ class NodeWorker:
             keys = [account.api_key for account in self._dispatcher.clients]
             return Outcome(broken=redacted("".join(traceback.format_exception(error)), keys))
         return Outcome(result, tuple(refusals))
+
+    def spent(self) -> Spent:
+        """By this worker, since it began."""
+        return Spent(self._dispatcher.calls, self._dispatcher.spend)
+
+    def _allow(self, ceiling: Ceiling) -> None:
+        """Ceilings only rise, and one may overtake another on its way here."""
+        dispatcher = self._dispatcher
+        if ceiling.calls is not None:
+            dispatcher.max_calls = max(dispatcher.max_calls or 0, ceiling.calls)
+        if ceiling.cost is not None:
+            dispatcher.max_cost = max(dispatcher.max_cost or 0.0, ceiling.cost)
+        dispatcher.wake()
 
     async def seen(self) -> list[dict[str, Any]]:
         """`LLMDispatcher.snapshot`."""
