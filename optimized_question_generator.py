@@ -20,34 +20,25 @@ import contextlib
 import importlib
 import inspect
 import logging
-import shlex
 import sys
-import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from question_optimizer import files
-from question_optimizer.errors import INTERRUPTED, TRY_LATER, StopRun, UserError
-from question_optimizer.generation.outcome import (
-    LEDGER,
-    QUESTIONS,
-    SUMMARY,
-    ConfigurationChanged,
-    GenerationSummary,
-)
+from question_optimizer.errors import TRY_LATER, StopRun, UserError
+from question_optimizer.generation.outcome import LEDGER, ConfigurationChanged, GenerationSummary
 
 if TYPE_CHECKING:
     from question_optimizer.chunk_store import ChunkStore
     from question_optimizer.generation.backlog import Wanted
-    from question_optimizer.generation.ledger import Configuration, Ledger
+    from question_optimizer.generation.ledger import Ledger
+    from question_optimizer.generation.ledger_records import Configuration
     from question_optimizer.generation.preview import Preview
     from question_optimizer.generation.quotas import Cell, QuotaPlan
     from question_optimizer.generation.round_trip import RoundTrip
@@ -56,10 +47,7 @@ if TYPE_CHECKING:
     from question_optimizer.records import Persona
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 DEFAULT_DATA_DIR = Path("data")
-_REPORTED_AT_ONCE = 20_000  # questions, when somebody waits for the end
-_TYPICAL_INSTRUCTIONS = 2000  # characters
 Policy = Literal["off", "record", "training", "evaluation"]
 
 
@@ -231,6 +219,8 @@ class OptimizedQuestionGenerator:
                     while not await self._went(session, summary):
                         await self._returned(summary)
                 except BaseException as error:
+                    if isinstance(error, UserError):
+                        summary.ended(error)
                     if not isinstance(error, asyncio.CancelledError):
                         with contextlib.suppress(UserError, StopRun, OSError):
                             await session.run.io(report)
@@ -292,6 +282,7 @@ class OptimizedQuestionGenerator:
         from question_optimizer.generation.backlog import Backlog
         from question_optimizer.generation.maintenance import target_over
         from question_optimizer.generation.outcome import Teller
+        from question_optimizer.generation.repeats import index_path
         from question_optimizer.generation.stored_vectors import StoredVectors
         from question_optimizer.generation.write_back import new_run_id
         from question_optimizer.programs.generation_run import GenerationRun, characters_of
@@ -329,7 +320,7 @@ class OptimizedQuestionGenerator:
             open_target=(partial(target_over, store, self._qdrant_path) if self._writes else None),
             always_open=self._client is not None,
             round_trip=partial(self._round_trip, store, run),
-            index_path=self._data_dir / "cache" / f"questions-{ledger.fingerprint}.sqlite",
+            index_path=index_path(self._data_dir / "cache", store.collection),
         )
 
     def _wanted(self, ledger: Ledger, program: Any) -> Wanted:
@@ -352,6 +343,9 @@ class OptimizedQuestionGenerator:
         if self._changed != "ask":
             return self._changed
         if decided := ledger.decision():
+            settled = ledger.counts().total() - ledger.counts()["pending"]
+            if decided == "redo" and settled < ledger.done_by_others():
+                log.warning("going on with --redo, chosen earlier; --keep leaves the rest")
             return "redo" if decided == "redo" else "keep"
         others = [other for other, chunks in ledger.other_configurations() if chunks]
         if others:
@@ -360,58 +354,30 @@ class OptimizedQuestionGenerator:
 
     def _plan(self, ledger: Ledger, wanted: Wanted) -> QuotaPlan | None:
         """How types, formats and lengths are to be spread; None leaves them to the pipeline."""
-        targets = self._targets()
-        if targets is None:
-            return None
-        from question_optimizer.generation.quotas import (
-            Cell,
-            QuotaPlan,
-            exact_per_chunk,
-            most_per_chunk,
-        )
+        from question_optimizer.generation.quotas import plan_for
 
-        if self._per_chunk > exact_per_chunk(targets):
-            log.warning(
-                "%d questions a chunk: the shares cannot be met with more than %d, as no two of a "
-                "chunk have the same type and format",
-                self._per_chunk,
-                exact_per_chunk(targets),
-            )
-        if self._per_chunk > (most := most_per_chunk(targets)):
-            raise UserError(
-                f"per_chunk {self._per_chunk}: the quotas allow {most} different questions a chunk "
-                "(type and format); ask for fewer or give more of them a share"
-            )
-        given_up = 2 * wanted.tries
-        taken = Counter({Cell(*cell): n for cell, n in ledger.cells(given_up).items()})
-        return QuotaPlan(targets, seed=self._seed, taken=taken)
+        if (targets := self._targets()) is None:
+            return None
+        taken = ledger.cells(given_up=2 * wanted.tries)
+        return plan_for(targets, self._per_chunk, seed=self._seed, taken=taken)
 
     def _targets(self) -> dict[Cell, float] | None:
-        from question_optimizer.generation.quotas import targets
+        from question_optimizer.generation.quotas import targets_for
 
-        if self._quotas is None and self._per_chunk == 1:
-            return None
-        if self._quotas == "gold":
-            from question_optimizer.gold import read_gold
-
-            return targets("gold", read_gold(self._data_dir / "gold_dataset.json").items)
-        spec = self._quotas or "even"
-        if spec != "even" and not Path(spec).is_file():
-            raise UserError(f"quotas {str(spec)!r}: neither even nor gold nor a file that exists")
-        return targets(spec)
+        return targets_for(self._quotas, self._per_chunk, gold=self._data_dir / "gold_dataset.json")
 
     def preview(self) -> Preview:
         """What generate() would ask for, without asking and without changing anything. Blocking."""
         from custom_lm import models_of
-        from question_optimizer.generation.preview import preview
+        from question_optimizer.generation.preview import ledger_to_look_at, preview
+        from question_optimizer.programs.estimates import production_characters
 
         self.summary = GenerationSummary(models=models_of(self._dispatcher, "student"))
         program = self._load_program()
         store = self._open_store()
         try:
-            with _ledger_to_look_at(
-                self._data_dir / LEDGER, self._configuration(store.collection, program)
-            ) as ledger:
+            configuration = self._configuration(store.collection, program)
+            with ledger_to_look_at(self._data_dir / LEDGER, configuration) as ledger:
                 wanted = self._wanted(ledger, program)
                 return preview(
                     store,
@@ -419,7 +385,7 @@ class OptimizedQuestionGenerator:
                     wanted,
                     plan=partial(self._plan, ledger, wanted),
                     text_key=self._text_key,
-                    characters=partial(_prompt_characters, program),
+                    characters=partial(production_characters, program),
                 )
         finally:
             store.close()
@@ -428,12 +394,14 @@ class OptimizedQuestionGenerator:
         """The corpus as two retrievers see it; built on first use, kept on disk."""
         from question_optimizer.generation.corpus_index import open_index, read_store
         from question_optimizer.generation.round_trip import BANDS, RoundTrip
+        from question_optimizer.generation.settling import until_stopped
 
         index = open_index(
             self._data_dir / "cache",
             store.collection,
-            lambda: _until(read_store(store, self._text_key), run.over),
+            lambda: until_stopped(read_store(store, self._text_key), run.over.is_set),
             self._embedding_model(),
+            progress=self.summary.indexed,
         )
         band = BANDS[self._policy]
         if self._max_rank is not None:
@@ -468,45 +436,30 @@ class OptimizedQuestionGenerator:
 
     def _configuration(self, collection: str, program: Any) -> Configuration:
         """Whose questions these are, and what they depend on: pipeline, personas, models."""
-        from question_optimizer.generation.ledger import Configuration
+        from question_optimizer.programs.generation_run import configuration_for
 
-        if self._persona_function is not None:
-            personas: Any = _named(self._persona_function)
-        else:
-            personas = [persona.model_dump() for persona in self._persona_list()]
-        if hasattr(program, "dump_state"):
-            state = program.dump_state()
-        else:  # any program of the host's with `acall`
-            state = f"{type(program).__module__}.{type(program).__qualname__}"
-        return Configuration(
-            collection=collection,
-            pipeline=files.digest(state)[:16],
-            personas=files.digest(personas)[:16],
-            models=tuple(self.summary.models),
-            text_key=self._text_key,
+        asks = self._persona_list() if self._persona_function is None else self._persona_function
+        return configuration_for(
+            collection, program, asks, models=self.summary.models, text_key=self._text_key
         )
 
     def _report(self, session: GenerationRun, summary: GenerationSummary, started: float) -> None:
         """Every question of this configuration as JSONL, and what there is to say about them."""
-        from question_optimizer.generation.questions_file import write_questions
-        from question_optimizer.programs.generation_report import write_report
+        from question_optimizer.programs.generation_report import (
+            is_due,
+            script_command,
+            write_report,
+        )
 
         counts = session.ledger.counts()
         summary.rejected = counts["rejected"]
         session.told.look()
-        if not counts or (summary.exit_code == INTERRUPTED and counts.total() > _REPORTED_AT_ONCE):
+        if not is_due(self._data_dir, session.ledger.fingerprint, summary, slots=counts.total()):
             return
-        if summary.idle and (
-            told := _told_before(self._data_dir / SUMMARY, session.ledger.fingerprint)
-        ):
-            summary.report = told
-            return
-        write_questions(
-            self._data_dir / QUESTIONS,
-            session.ledger,
-            policy=self._policy,
-            rehearsal=summary.rehearsal,
-        )
+        command = ""  # an application's open client is no script's
+        if self._client is None:
+            where = (self._qdrant_path, self._qdrant_url, self._data_dir)
+            command = script_command(session.store.collection, *where)
         write_report(
             self._data_dir,
             session,
@@ -514,23 +467,11 @@ class OptimizedQuestionGenerator:
             targets=self._targets(),
             settings={"per_chunk": self._per_chunk, "refills": self._refills},
             started=started,
-            seconds=self._wall() - started,
+            wall=self._wall,
             accounts=getattr(self._engine or self._dispatcher, "snapshot", list)(),
             seed=self._seed,
-            command=self._command(session.store.collection),
+            command=command,
         )
-
-    def _command(self, collection: str) -> str:
-        """How a person starts the script on this collection; '' where it is an application's."""
-        if self._client is not None:
-            return ""
-        where = (
-            ["--qdrant-path", str(self._qdrant_path)]
-            if self._qdrant_path
-            else ["--qdrant-url", str(self._qdrant_url)]
-        )
-        rest = ["--collection", collection, "--data-dir", str(self._data_dir)]
-        return shlex.join(["python", "optimized_question_generator.py", *where, *rest])
 
 
 QuestionGenerator = OptimizedQuestionGenerator  # the existing application's name for it
@@ -553,60 +494,6 @@ def _check_choices(gates: str, changed: str, per_chunk: int, refills: int, *leas
     ):
         if number is not None and number < lowest:
             raise UserError(f"{name}={number}: at least {lowest} is needed")
-
-
-def _told_before(path: Path, fingerprint: str) -> dict[str, Any]:
-    """The summary of this configuration that stands there; {} where there is none to be read."""
-    with contextlib.suppress(UserError, AttributeError, KeyError, TypeError):
-        told = files.read_json(path, made_by=None)
-        return told if told["configuration"].get("fingerprint") == fingerprint else {}
-    return {}
-
-
-def _named(function: Callable[[str], Any]) -> str:
-    """What a persona function is known by from one start to the next."""
-    function = getattr(function, "func", function)  # functools.partial
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{function.__module__}.{name}"
-
-
-def _until(batches: Iterator[T], over: threading.Event) -> Iterator[T]:
-    for batch in batches:
-        if over.is_set():
-            raise StopRun("cancelled", exit_code=INTERRUPTED)
-        yield batch
-
-
-@contextlib.contextmanager
-def _ledger_to_look_at(path: Path, configuration: Configuration) -> Iterator[Ledger]:
-    """The ledger, or an empty one elsewhere where there is none: looking makes no file."""
-    from question_optimizer.generation.ledger import Ledger
-
-    with tempfile.TemporaryDirectory(prefix="question-optimizer-") as elsewhere:
-        ledger = Ledger(path if path.is_file() else Path(elsewhere) / LEDGER, configuration)
-        try:
-            yield ledger
-        finally:
-            ledger.close()
-
-
-def _prompt_characters(program: Any, texts: Sequence[str]) -> float:
-    """The length of a typical prompt over these chunks; a guess for a program of the host's own."""
-    import dspy
-
-    from question_optimizer.programs.estimates import pipeline_characters
-
-    if not hasattr(program, "named_predictors"):
-        return sum(map(len, texts)) / max(1, len(texts)) + _TYPICAL_INSTRUCTIONS
-    examples = [
-        dspy.Example(
-            chunk_text=text,
-            persona_description="who searches, and what for" * 5,
-            gold_question="",
-        ).with_inputs("chunk_text", "persona_description")
-        for text in texts
-    ]
-    return pipeline_characters(program, examples)
 
 
 def _slots(dispatcher: Any) -> int:

@@ -7,6 +7,7 @@ Every store gives the same ids and payloads for the same data, in the same order
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import warnings
@@ -198,15 +199,22 @@ def open_store(
                 )
         except ValueError as error:  # urllib3's LocationParseError is one
             raise UserError(
-                f"{url}: no server's address ({reason_of(error)}); it looks like "
-                "http://localhost:6333"
+                f"{without_secrets(url)}: no server's address; it looks like http://localhost:6333"
             ) from error
-        return ClientStore(client, collection, where=url, owned=True)
+        return ClientStore(client, collection, where=without_secrets(url), owned=True)
     if path is None:
         raise UserError("no chunks to read: give --qdrant-path or --qdrant-url (or QO_QDRANT_PATH)")
     if via_client:
         return _CopiedFolderStore(path, collection, even_if_locked=even_if_locked)
     return QdrantFolder(path, collection, even_if_locked=even_if_locked)
+
+
+def without_secrets(url: str) -> str:
+    """A server's address as it may be shown: without user, password and query."""
+    scheme, mark, rest = url.partition("://")
+    address = re.split(r"[?#]", rest if mark else scheme)[0]
+    before, slash, path = address.partition("/")
+    return f"{scheme + mark if mark else ''}{before.rpartition('@')[2]}{slash}{path}"
 
 
 def open_client(path: Path) -> QdrantClient:
@@ -330,7 +338,7 @@ def _node(payload: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content, str):
         try:
             content = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     if not isinstance(content, dict):
         return {}

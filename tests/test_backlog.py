@@ -12,10 +12,13 @@ import pytest
 
 from conftest import tree_digest
 from generator_runs import change, corpus, text_of
+from ledger_marks import mark_undone, mark_written
 from question_optimizer.generation.backlog import Backlog, Todo, Wanted
 from question_optimizer.generation.checks import text_digest
-from question_optimizer.generation.ledger import Configuration, Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Refusal, Result
 from question_optimizer.generation.quotas import Cell, QuotaPlan, targets, total_variation
+from question_optimizer.generation.write_back import changes_for
 from question_optimizer.qdrant_folder import QdrantFolder
 
 CONFIGURATION = Configuration("units", "p" * 16, "q" * 16, ("m",))
@@ -105,7 +108,7 @@ def test_a_corpus_is_handed_out_in_batches(tmp_path: Path) -> None:
 def test_what_is_done_is_not_wanted_again(five: Corpus) -> None:
     five.record(done(2), done(4))
     change(five.folder, {"generated_query": "question 2/0?"}, 2)
-    five.ledger.mark_written([2, 4])
+    mark_written(five.ledger, [2, 4])
     assert [slot.chunk_id for slot in five.slots()] == [1, 3, 5]
     found = five.backlog.found
     assert (found.complete, found.resumed, found.to_do) == (1, 1, 3)
@@ -168,6 +171,14 @@ def test_somebody_elses_question_is_replaced_only_when_asked(five: Corpus) -> No
     assert five.backlog.found.already_there == 0
 
 
+def test_a_question_of_ours_that_the_ledger_lost_is_not_paid_for_again(five: Corpus) -> None:
+    told, _ = changes_for({}, [done(2)], {"run": "r", "configuration": "of a lost ledger"})
+    change(five.folder, told.set, 2)
+    assert [slot.chunk_id for slot in five.slots()] == [1, 3, 4, 5]
+    assert five.backlog.found.already_there == 1
+    assert len(five.slots(overwrite=True)) == 5
+
+
 def test_another_configurations_questions_are_kept_or_made_again(five: Corpus) -> None:
     former = Ledger(five.path, replace(CONFIGURATION, pipeline="o" * 16))
     former.record([done(1), done(2)])
@@ -199,7 +210,7 @@ def test_a_changed_text_is_asked_about_though_our_former_question_stands_there(
 
 def test_what_a_person_took_out_stays_out(five: Corpus) -> None:
     five.record(done(1))
-    five.ledger.mark_written([1], -1)
+    mark_undone(five.ledger, [1])
     assert [slot.chunk_id for slot in five.slots()] == [2, 3, 4, 5]
     assert (five.backlog.found.undone, five.backlog.found.resumed) == (1, 0)
     assert five.ledger.unwritten(9) == []
@@ -207,7 +218,7 @@ def test_what_a_person_took_out_stays_out(five: Corpus) -> None:
 
 def test_a_written_question_that_the_collection_lost_waits_again(five: Corpus) -> None:
     five.record(done(1))
-    five.ledger.mark_written([1])
+    mark_written(five.ledger, [1])
     five.slots()
     assert five.backlog.found.resumed == 1
     assert len(five.ledger.unwritten(9)) == 1
@@ -216,7 +227,7 @@ def test_a_written_question_that_the_collection_lost_waits_again(five: Corpus) -
 def test_looking_changes_nothing_in_the_ledger(five: Corpus) -> None:
     five.record(done(1), rejected(2, attempts=1))
     five.ledger.record([], [(2, 0, Refusal("too long?", "length", "too long"))])
-    five.ledger.mark_written([1])
+    mark_written(five.ledger, [1])
     before = [five.ledger.slots_of([1, 2]), five.ledger.unwritten(9)]
     with five.run(look_only=True, policy="record") as batches:
         assert sum(len(batch) for batch in batches) == 3
@@ -333,3 +344,111 @@ def test_a_planned_slot_that_was_given_up_can_be_asked_for_once_more(five: Corpu
     slots = five.slots(plan, policy="training", retry_rejected=True)
     assert slots[0].chunk_id == 1
     assert plan.taken.total() == 5
+
+
+# ---------------------------------------------------------------------- what others did since
+
+
+def written_by(number: int, query: str, **provenance: Any) -> dict[str, Any]:
+    """The payload keys of a point that a generator wrote a question into."""
+    given = {"configuration": CONFIGURATION.fingerprint, "run": "r1", **provenance}
+    change, _ = changes_for({}, [done(number, query=query)], given)
+    return change.set
+
+
+def test_a_failed_slot_is_not_retried_where_somebody_elses_question_stands_by_now(
+    five: Corpus,
+) -> None:
+    five.record(*(result(n, state="failed", reason="HTTP 400", attempts=1) for n in (1, 2)))
+    change(five.folder, {"generated_query": "the host's own?"}, 2)
+    assert [slot.chunk_id for slot in five.slots(retry_failed=True)] == [1, 3, 4, 5]
+    assert five.backlog.found.already_there == 1
+    assert [s.chunk_id for s in five.slots(retry_failed=True, overwrite=True)] == [1, 2, 3, 4, 5]
+
+
+def test_a_refused_slot_is_not_asked_for_again_where_a_person_wrote_another_question(
+    five: Corpus,
+) -> None:
+    """It stood in the collection, a person edited it, then a stricter policy refused it."""
+    for number in (1, 2):
+        change(five.folder, written_by(number, "ours?"), number)
+    change(five.folder, {"generated_query": "by a person?"}, 2)
+    five.record(*(rejected(number, attempts=1) for number in (1, 2)))
+
+    def again(**wanted: Any) -> list[object]:
+        with five.run(policy="training", **wanted):
+            return [todo.chunk.chunk_id for batch in five.backlog.refills() for todo in batch]
+
+    assert again() == [1]
+    assert again(overwrite=True) == [1, 2]
+
+
+def test_a_question_that_a_person_edited_is_neither_made_again_nor_written_over(
+    five: Corpus,
+) -> None:
+    """Ours under this configuration, and another's that is to be made again."""
+    former = Ledger(five.path, replace(CONFIGURATION, pipeline="o" * 16))
+    former.record([done(2)])
+    former.close()
+    five.record(done(1))
+    mark_written(five.ledger, [1])
+    for number in (1, 2):
+        change(five.folder, written_by(number, f"question {number}/0?"), number)
+        change(five.folder, {"generated_query": "by a person?"}, number)
+    assert [slot.chunk_id for slot in five.slots(changed="redo")] == [3, 4, 5]
+    found = five.backlog.found
+    assert (found.already_there, found.resumed) == (2, 0)
+    assert five.ledger.unwritten(9) == []
+
+
+def test_a_list_of_questions_that_a_person_edited_gets_no_more_of_them(five: Corpus) -> None:
+    two = [done(1, query="first?"), done(1, 1, query="second?")]
+    five.record(*two)
+    told, _ = changes_for({}, two, {"configuration": CONFIGURATION.fingerprint})
+    change(five.folder, told.set, 1)
+    assert [slot.slot for slot in five.slots(per_chunk=3) if slot.chunk_id == 1] == [2]
+    change(five.folder, {"generated_queries": [{"query": "by a person?"}]}, 1)
+    assert 1 not in [slot.chunk_id for slot in five.slots(per_chunk=3)]
+    assert five.backlog.found.already_there == 1
+
+
+def test_a_question_that_another_configuration_put_in_the_place_of_ours_stands(
+    five: Corpus,
+) -> None:
+    five.record(done(1))
+    mark_written(five.ledger, [1])
+    change(five.folder, written_by(1, "theirs?", configuration="o" * 16), 1)
+    assert [slot.chunk_id for slot in five.slots()] == [2, 3, 4, 5]
+    assert (five.backlog.found.kept, five.backlog.found.resumed) == (1, 0)
+    assert five.ledger.unwritten(9) == []
+    five.slots(changed="redo")
+    assert (five.backlog.found.kept, five.backlog.found.resumed) == (0, 1)
+
+
+def test_a_text_that_changed_is_not_kept_with_another_configurations_question(
+    five: Corpus,
+) -> None:
+    former = Ledger(five.path, replace(CONFIGURATION, pipeline="o" * 16))
+    former.record([done(1), done(2)])
+    former.close()
+    for number in (1, 2):
+        change(five.folder, written_by(number, f"question {number}/0?"), number)
+    change(five.folder, {"text": "The door leaf closes by a spindle drive and a belt."}, 2)
+    assert [slot.chunk_id for slot in five.slots()] == [2, 3, 4, 5]
+    assert (five.backlog.found.kept, five.backlog.found.already_there) == (1, 0)
+
+
+@pytest.mark.parametrize("state", ["failed", "rejected"])
+def test_what_a_day_did_not_reach_is_retried_by_the_next_pass_and_the_rest_is_not(
+    five: Corpus, state: str
+) -> None:
+    def given_up(number: int, attempts: int) -> Result:
+        return result(number, state=state, gate="length", reason="no", attempts=attempts)
+
+    five.record(*(given_up(number, 3) for number in (1, 2)))
+    wanted: dict[str, Any] = {"policy": "training", f"retry_{state}": True}
+    with five.run(limit=2, **wanted) as batches:
+        assert [todo.chunk.chunk_id for batch in batches for todo in batch] == [1, 2]
+        five.record(given_up(1, 6))  # then the quota was spent
+        again = [todo.chunk.chunk_id for batch in five.backlog.first_pass() for todo in batch]
+    assert again == [2]

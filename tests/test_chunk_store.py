@@ -26,10 +26,13 @@ from question_optimizer.chunk_store import (
     ClientStore,
     chunk_of,
     extract_text,
+    neighbours_of,
     open_client,
     open_store,
+    without_secrets,
 )
 from question_optimizer.errors import USAGE, UserError
+from question_optimizer.generation.embedded_text import embedded_text
 from question_optimizer.records import PointId
 from question_optimizer.sampling import Sample, sample
 
@@ -504,3 +507,34 @@ def existing_query_of(folder: Path, point_id: PointId) -> str | None:
     chunk, _ = chunk_of(point_id, payload)
     assert chunk is not None
     return chunk.existing_query
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://localhost:6333", "http://localhost:6333"),
+        ("https://anna:SECRET@qdrant.example/base?api_key=SECRET#x", "https://qdrant.example/base"),
+        ("http://anna:SEC@RET@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("SECRET@host:1", "host:1"),
+    ],
+)
+def test_a_servers_address_is_shown_without_what_is_secret(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+def test_a_server_that_is_away_is_named_without_its_password() -> None:
+    with pytest.raises(UserError) as raised:
+        open_store(url="http://anna:SECRET@127.0.0.1:9?api_key=SECRET")
+    assert "http://127.0.0.1:9" in str(raised.value)
+    assert "SECRET" not in str(raised.value)
+
+
+def test_a_node_that_is_nested_too_deeply_is_no_node() -> None:
+    node = '{"text": "t", "a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    chunk, _ = chunk_of(1, {"text": "its own text", "_node_content": node})
+    assert chunk is not None
+    assert (chunk.chunk_text, neighbours_of({"_node_content": node})) == (
+        "its own text",
+        (None, None),
+    )
+    assert embedded_text(node, "its own text") == "its own text"

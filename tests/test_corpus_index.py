@@ -450,3 +450,26 @@ def test_the_text_that_was_embedded_is_the_one_that_llama_index_gives(qdrant: Pa
         "{content.__class__}"
     )
     assert [embedded_text(node, "x") for node in ("", "[]", '{"metadata": 3}')] == ["x"] * 3
+
+
+# ---------------------------------------------------------------------- several at a time
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock that can be shared")
+def test_an_index_that_is_open_outlives_the_content_it_was_made_of(tmp_path: Path) -> None:
+    """As where an export indexes a collection that changed while a generator works on it."""
+    texts = random_texts(30)
+    running = made_of(corpus(texts), tmp_path)
+    before = running.ranks([texts[3]], [3])
+    made_of(corpus([*texts, "word1 word2"]), tmp_path).close()
+    assert running.ranks([texts[3]], [3]) == before
+    running.close()
+    made_of(corpus([*texts, "word1"]), tmp_path).close()
+    assert len(list(tmp_path.glob("corpus-*-*"))) == 1
+
+
+def test_an_index_that_nobody_closed_is_deleted_once_it_is_out_of_use(tmp_path: Path) -> None:
+    texts = random_texts(30)
+    folder = made_of(corpus(texts), tmp_path).folder
+    made_of(corpus(texts[1:]), tmp_path).close()
+    assert not folder.exists()

@@ -5,16 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qdrant_client import QdrantClient, models
 
 from conftest import LLMServer
-from generator_runs import Generator, account_at, corpus, generator_for, questions
+from generator_runs import (
+    Asked,
+    Generator,
+    Scripted,
+    account_at,
+    corpus,
+    generator_for,
+    good_question,
+    questions,
+    text_of,
+)
 from question_optimizer import rehearsal
 from question_optimizer.dispatcher import LLMDispatcher
+from question_optimizer.errors import StopRun
 from question_optimizer.generation.forecast import CLOCKS_APART_SECONDS
 from question_optimizer.limit_store import LimitStore
 
@@ -194,3 +206,41 @@ def test_the_script_ends_with_75_and_names_the_time(
     again = generator(*args, rehearsal=False)
     assert again.returncode == 75
     assert len(server.requests) == 10
+
+
+async def test_a_chunk_that_comes_in_a_night_is_not_refused_for_being_new(
+    units: Path, tmp_path: Path
+) -> None:
+    """The index that questions are searched in was built before; whenever it is built anew, the
+    question is checked and written, and asked for once."""
+    client = QdrantClient(path=str(units), force_disable_check_same_thread=True)
+    now = EVENING
+
+    def write(asked: Asked, number: int) -> str:
+        if len(program.asked) == 6:
+            until = datetime.fromtimestamp(now, UTC) + timedelta(hours=2)
+            raise StopRun("quota spent", exit_code=75, until=until)
+        return good_question(asked, number)
+
+    async def night() -> None:
+        nonlocal now
+        while generator.summary.until is None:
+            await asyncio.sleep(0.01)
+        payload = {"text": text_of(30), "file_name": "new.pdf"}
+        client.upsert("units", [models.PointStruct(id=30, vector=[1.0, 0.5], payload=payload)])
+        now += 3 * 3600
+
+    program = Scripted(write)
+    given: dict[str, Any] = {"client": client, "qdrant_path": None, "pipeline": program}
+    generator = generator_for(
+        units, tmp_path / "data", **given, gates="training", wait=True, wall=lambda: now
+    )
+    passing = asyncio.create_task(night())
+    summary = await generator.generate()
+    await passing
+    assert (summary.rejected, summary.failed, summary.stopped) == (0, 0, "")
+    rest = await generator.generate()
+    client.close()
+    assert (rest.rejected, rest.failed) == (0, 0)
+    assert questions(units).keys() == {*range(1, 13), 30}
+    assert sum(asked.chunk_text == text_of(30) for asked in program.asked) == 1

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, clean_environment
+from ledger_marks import mark_undone, mark_written
 from question_optimizer.errors import StopRun, UserError
-from question_optimizer.generation.ledger import Configuration, Ledger, Refusal, Result, State
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Refusal, Result, State
 
 UUID = "7f8ae809-67e1-4820-b5f3-f4e8ec22c291"
 OURS = Configuration("docs", "a" * 16, "b" * 16, ("m1", "m2"), "node.text")
@@ -160,13 +162,13 @@ def test_ids_come_back_as_they_were(ledger: Ledger, chunk_id: int | str) -> None
     assert [c for c, _, _ in ledger.refusals()] == [chunk_id]
     assert ledger.writes_of("r1", 9) == [(chunk_id, "{}")]
     assert chunks(ledger.unwritten(9)) == [chunk_id]
-    ledger.mark_written([chunk_id])
+    mark_written(ledger, [chunk_id])
     assert ledger.unwritten(9) == []
 
 
 def test_a_question_belongs_to_the_text_it_was_made_from(ledger: Ledger) -> None:
     ledger.record([done(1, query="old?", text_sha256="old")])
-    ledger.mark_written([1])
+    mark_written(ledger, [1])
     (kept,) = ledger.slots_of([1])[1]
     assert (kept.query, kept.text_sha256) == ("old?", "old")
     ledger.record([done(1, query="new?", text_sha256="new")])
@@ -193,17 +195,16 @@ def test_threads_share_one_ledger(ledger: Ledger) -> None:
 _KILLED = """
 import sys
 from pathlib import Path
-from question_optimizer.generation.ledger import Configuration, Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Refusal, Result
 ledger = Ledger(Path(sys.argv[1]), Configuration("docs", "a" * 16, "b" * 16, ("m1", "m2")))
 number = 0
 while True:
     number += 1
-    ledger.record(
-        [Result(number, slot, "done", f"q{number}?", checked="off") for slot in (0, 1)],
-        [(number, 0, Refusal("no?", "generic", "why"))],
-    )
+    made = [Result(number, slot, "done", f"q{number}?", checked="off") for slot in (0, 1)]
+    ledger.record(made, [(number, 0, Refusal("no?", "generic", "why"))])
     ledger.note_write("run", [(number, "{}")])
-    ledger.mark_written([number])
+    ledger.mark_results_written(made)
     print(number, flush=True)
 """
 
@@ -257,7 +258,7 @@ def test_configurations_stand_beside_each_other(
     other = open_ledger(THEIRS)
     ledger.record([done(7), done(8)], [(7, 0, REFUSAL)])
     other.record([done(7, query="another?", query_type="t")])
-    other.mark_written([7, 8])
+    mark_written(other, [7, 8])
     assert [result.query for result in ledger.results()] == ["q?", "q?"]
     assert [result.query for result in other.results()] == ["another?"]
     assert chunks(ledger.unwritten(9)) == [7, 8]
@@ -270,11 +271,12 @@ def test_former_are_chunks_that_another_configuration_of_the_collection_did(
     ledger: Ledger, open_ledger: Callable[..., Ledger]
 ) -> None:
     ledger.record([done(1), done(5)])
-    open_ledger(THEIRS).record([done(2), done(3), done(3, 1), Result(4, 0, "failed")])
+    changed = done(3, 1, text_sha256="b" * 64)
+    open_ledger(THEIRS).record([done(2), done(3), changed, Result(4, 0, "failed")])
     open_ledger(ELSEWHERE).record([done(1), done(9)])
-    assert ledger.former([1, 2, 3, 4, 9]) == {2, 3}
-    assert ledger.former([]) == set()
-    assert open_ledger(THEIRS).former(range(10)) == {1, 5}
+    assert ledger.former([1, 2, 3, 4, 9]) == {2: {""}, 3: {"", "b" * 64}}
+    assert ledger.former([]) == {}
+    assert open_ledger(THEIRS).former(range(10)).keys() == {1, 5}
 
 
 def test_other_configurations_come_latest_first_with_their_chunks(
@@ -320,9 +322,9 @@ def test_unwritten_are_whole_chunks_by_id_in_pages(ledger: Ledger) -> None:
     first = ledger.unwritten(2)
     assert [places(group) for group in first] == [[("c0", 0), ("c0", 1)], [("c1", 0), ("c1", 1)]]
     assert chunks(ledger.unwritten(9, after="c1")) == ["c2", "c3", "c4"]
-    ledger.mark_written(["c0", "c3", "unknown"])
+    mark_written(ledger, ["c0", "c3", "unknown"])
     assert chunks(ledger.unwritten(9)) == ["c1", "c2", "c4"]
-    ledger.mark_written(["c3"], 0)
+    ledger.written_again(["c3"])
     assert chunks(ledger.unwritten(9)) == ["c1", "c2", "c3", "c4"]
 
 
@@ -331,7 +333,7 @@ def test_only_done_and_checked_ones_are_written(ledger: Ledger) -> None:
     states = [Result(n, 0, state) for n, state in enumerate(others)]
     ledger.record([*states, done(5, checked=""), done(6, 0), done(6, 1, checked="")])
     assert [places(group) for group in ledger.unwritten(9)] == [[(6, 0)]]
-    ledger.mark_written([5, 6])
+    mark_written(ledger, [5, 6])
     assert ledger.unwritten(9) == []
     ledger.record([done(6, 1, checked="off")])  # checked after its chunk was written
     assert [places(group) for group in ledger.unwritten(9)] == [[(6, 0), (6, 1)]]
@@ -339,19 +341,19 @@ def test_only_done_and_checked_ones_are_written(ledger: Ledger) -> None:
 
 def test_another_question_is_written_anew_and_the_same_one_is_not(ledger: Ledger) -> None:
     ledger.record([done(1), done(2)])
-    ledger.mark_written([1, 2])
+    mark_written(ledger, [1, 2])
     ledger.record([done(1, checked="training", cost=1.0), done(2, query="better?")])
     assert chunks(ledger.unwritten(9)) == [2]
 
 
 def test_undone_ones_are_not_written_again_unless_asked(ledger: Ledger) -> None:
     ledger.record([done(1), done(2), done(3)])
-    ledger.mark_written([1, 2, 3])
-    ledger.mark_written([1, 2], -1)
+    mark_written(ledger, [1, 2, 3])
+    mark_undone(ledger, [1, 2])
     assert ledger.unwritten(9) == []
     ledger.record([done(2, 1, query="one more?")])
     assert [places(group) for group in ledger.unwritten(9)] == [[(2, 1)]]
-    ledger.mark_written([1, 2], 0)
+    assert ledger.readmit_undone() == 2
     assert [places(group) for group in ledger.unwritten(9)] == [[(1, 0)], [(2, 0), (2, 1)]]
 
 
@@ -371,9 +373,9 @@ def test_what_the_collection_lacks_is_written_again_but_not_what_a_person_took_o
     ledger: Ledger,
 ) -> None:
     ledger.record([done(1), done(2), done(3), done(4)])
-    ledger.mark_written([1, 2, 3])
-    ledger.mark_written([2], -1)
-    assert ledger.found_missing([1, 2, 99]) == 1
+    mark_written(ledger, [1, 2, 3])
+    mark_undone(ledger, [2])
+    assert ledger.written_again([1, 2, 99]) == 1
     assert chunks(ledger.unwritten(9)) == [1, 4]
     assert ledger.readmit_undone() == 1
     assert chunks(ledger.unwritten(9)) == [1, 2, 4]
@@ -440,7 +442,7 @@ def test_the_journal_keeps_what_stood_there_first(ledger: Ledger) -> None:
 def test_an_undo_can_be_stopped_and_taken_up(ledger: Ledger) -> None:
     ledger.record([done(1), done(2), done(3)])
     ledger.note_write("r1", [(1, "{}"), (2, "{}")])
-    ledger.mark_written([1])  # killed before 2 was marked, though it is in the collection
+    mark_written(ledger, [1])  # killed before 2 was marked, though it is in the collection
     ledger.mark_undone("r1", [1])
     assert [(run.run, run.chunks, run.undone) for run in ledger.runs()] == [("r1", 2, False)]
     assert ledger.writes_of("r1", 9) == [(2, "{}")]
@@ -456,7 +458,7 @@ def test_an_undo_under_another_configuration_marks_the_questions_that_were_writt
 ) -> None:
     ledger.record([done(1)])
     ledger.note_write("r1", [(1, "{}")])
-    ledger.mark_written([1])
+    mark_written(ledger, [1])
     other = open_ledger(THEIRS)
     other.record([done(1)])
     other.mark_undone("r1", [1])
@@ -496,34 +498,46 @@ def plans_of(ledger: Ledger, act: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "act",
+    ("act", "by"),
     [
-        lambda ledger: ledger.unchecked("training", 5),
-        lambda ledger: ledger.unwritten(5),
-        lambda ledger: list(ledger.results()),
-        lambda ledger: list(ledger.results("failed", "rejected")),
-        lambda ledger: list(ledger.refusals()),
-        lambda ledger: ledger.slots_of([1, 2]),
-        lambda ledger: ledger.former([1, 2]),
-        lambda ledger: ledger.counts(),
-        lambda ledger: ledger.writes_of("r1", 5),
-        lambda ledger: ledger.mark_written([1, 2]),
-        lambda ledger: ledger.mark_undone("r1", [1, 2]),
-        lambda ledger: ledger.record([done(1)], [(1, 0, REFUSAL)]),
+        (lambda ledger: ledger.unchecked("training", 5), "results_by_state"),
+        (lambda ledger: ledger.unwritten(5), ""),
+        (lambda ledger: list(ledger.results()), ""),
+        (lambda ledger: list(ledger.results("failed", "rejected")), ""),
+        (lambda ledger: list(ledger.refusals()), ""),
+        (lambda ledger: ledger.slots_of([1, 2]), ""),
+        (lambda ledger: ledger.former([1, 2]), ""),
+        (lambda ledger: ledger.counts(), ""),
+        (lambda ledger: ledger.writes_of("r1", 5), ""),
+        (lambda ledger: ledger.mark_results_written([done(1), done(2)]), ""),
+        (lambda ledger: ledger.mark_undone("r1", [1, 2]), ""),
+        (lambda ledger: ledger.record([done(1)], [(1, 0, REFUSAL)]), ""),
     ],
 )
 def test_no_page_scans_or_sorts_a_table(
-    ledger: Ledger, open_ledger: Callable[..., Ledger], act: Callable[[Ledger], object]
+    ledger: Ledger, open_ledger: Callable[..., Ledger], act: Callable[[Ledger], object], by: str
 ) -> None:
     open_ledger(THEIRS).record([done(n) for n in range(9)])
     ledger.record([done(n, checked="record") for n in range(9)], [(1, 0, REFUSAL)])
     ledger.note_write("r1", [(n, "{}") for n in range(9)])
+    ledger._connection.execute("ANALYZE")  # as somebody may; it plans otherwise then
     plans = plans_of(ledger, lambda: act(ledger))
     of_tables = [plan for plan in plans if "json_each" not in plan]
     assert any("SEARCH" in plan for plan in of_tables)
     # the one scan is of `configurations`, of which there are few
     assert [plan for plan in of_tables if "SCAN" in plan and plan != "SCAN c"] == []
     assert [plan for plan in of_tables if "ORDER BY" in plan] == []
+    assert [plan for plan in of_tables if "SEARCH results" in plan and by not in plan] == []
+
+
+def test_other_configurations_are_told_without_a_look_at_their_results(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    """Every write-back asks for them, over a ledger of a million results too."""
+    for configuration in (THEIRS, ELSEWHERE):
+        open_ledger(configuration).record([done(1)])
+    assert ledger.others() == [known for known, _ in ledger.other_configurations()] == [THEIRS]
+    assert [plan for plan in plans_of(ledger, ledger.others) if "results" in plan] == []
 
 
 # ---------------------------------------------------------------------- files
@@ -587,12 +601,43 @@ def test_a_ledger_of_version_1_is_carried_over_with_what_is_written(path: Path) 
         ledger.close()
 
 
+def test_a_ledger_of_version_2_is_carried_over_without_ranks(path: Path) -> None:
+    ledger = Ledger(path, OURS)
+    ledger.record([done(1)], [(1, 0, REFUSAL)])
+    ledger.close()
+    connection = sqlite3.connect(path)
+    for table in ("results", "refusals"):
+        for column in ("dense_rank", "bm25_rank"):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    connection.execute("PRAGMA user_version=2")
+    connection.commit()
+    connection.close()
+    for rank in (None, 7):  # the second opening finds it carried over
+        ledger = Ledger(path, OURS)
+        assert list(ledger.results()) == [replace(done(1), dense_rank=rank)]
+        assert ledger.refusals_of(1, 0)[0] == REFUSAL
+        ledger.record([replace(done(1), dense_rank=7)])
+        ledger.close()
+
+
+def test_known_configurations_come_latest_first_with_their_questions(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    assert ledger.known() == []
+    ledger.record([done(1), done(2), Result(3, 0, "failed")])
+    open_ledger(THEIRS).record([done(1)])
+    open_ledger(ELSEWHERE).record([done(1)])
+    known = ledger.known()
+    assert [(one.configuration, one.questions) for one in known] == [(THEIRS, 1), (OURS, 2)]
+    assert known[0].seen_at > known[1].seen_at
+
+
 def test_what_an_old_ledger_holds_counts_as_former_though_its_collection_is_unknown(
     path: Path, open_ledger: Callable[..., Ledger]
 ) -> None:
     ledger_of_version_1(path, "0123456789abcdef")
     ledger = open_ledger()
-    assert ledger.former([7, 8, UUID]) == {7, UUID}
+    assert ledger.former([7, 8, UUID]) == {7: {"abc"}, UUID: {"abd"}}
     assert ledger.other_configurations() == [(Configuration("", "", "", ("m1",)), 2)]
     assert ledger.slots_of([7]) == {7: []}
 
@@ -630,10 +675,10 @@ def another_programs(path: Path, version: int) -> None:
             "cannot be opened (no such table: chunks); restore it from a backup",
         ),
         (
-            lambda path: another_programs(path, 2),
+            lambda path: another_programs(path, 3),
             "cannot be opened (no such table: results); restore it from a backup",
         ),
-        (lambda path: another_programs(path, 3), "version 3 is newer than the 2 known here"),
+        (lambda path: another_programs(path, 4), "version 4 is newer than the 3 known here"),
     ],
 )
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(

@@ -16,7 +16,8 @@ from question_optimizer.dispatcher import LLMDispatcher
 from question_optimizer.errors import StopRun, UserError
 from question_optimizer.generation.backlog import Todo
 from question_optimizer.generation.checks import text_digest
-from question_optimizer.generation.ledger import Configuration, Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Refusal, Result
 from question_optimizer.programs.production import Character, Offload, Production
 from question_optimizer.programs.question_worker import Job, Keep, QuestionWorker
 from question_optimizer.providers import rehearsal_account
@@ -329,6 +330,7 @@ async def test_a_policy_that_records_keeps_the_question_with_what_was_found() ->
 async def test_nothing_is_looked_at_where_gates_are_off() -> None:
     result, _ = await worker_of(Scripted(bad_until(9)), "off").do(job_of())
     assert (result.state, result.query, result.findings) == ("done", BAD, ())
+    assert result.checked == "off", "or a killed run would leave it to look as if it had passed"
 
 
 async def test_a_slot_with_type_and_format_takes_no_first_step() -> None:

@@ -17,14 +17,19 @@ from hypothesis import strategies as st
 from conftest import SAMPLE
 from question_optimizer import rehearsal
 from question_optimizer.chunk_store import chunk_of, open_store
-from question_optimizer.errors import UserError
-from question_optimizer.gates import (
+from question_optimizer.duplicates import (
     NEAR_DUPLICATE,
     alike,
     differ_in_a_name,
     near_duplicates,
 )
-from question_optimizer.generation.repeats import QuestionIndex, Repeat
+from question_optimizer.errors import UserError
+from question_optimizer.generation.repeats import (
+    QuestionIndex,
+    Repeat,
+    delete_former_indexes,
+    index_path,
+)
 
 
 def items(questions: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -205,3 +210,46 @@ def test_a_file_that_is_no_index_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "q.sqlite").write_text(json.dumps({"not": "SQLite"}) * 100)
     with pytest.raises(UserError, match=r"q\.sqlite: cannot be opened"):
         QuestionIndex(tmp_path / "q.sqlite")
+
+
+# ---------------------------------------------------------------------- of several configurations
+
+
+def test_what_may_be_repeated_is_passed_over_and_stays(tmp_path: Path) -> None:
+    question = "Which locks does a reader hold?"
+    with closing(QuestionIndex(tmp_path / "q.sqlite")) as index:
+        index.check_and_add([("old", question, "")])
+        rows = [("new", question, ""), ("new too", question + " ", "")]
+        one, other = index.check_and_add(rows, lambda key, there: there != "old")
+        assert (one, other) == (None, Repeat("new", question, 1.0))
+        (repeat,) = index.check_and_add([("any", question, "")])
+        assert repeat == Repeat("old", question, 1.0)
+
+
+def test_a_question_is_forgotten_only_while_it_is_the_one_that_was_found(tmp_path: Path) -> None:
+    was, now = "Which locks does a reader hold?", "What is the write-ahead log for?"
+    with closing(QuestionIndex(tmp_path / "q.sqlite")) as index:
+        index.check_and_add([("a", was, "")])
+        (found,) = index.check_and_add([("b", was, "")])
+        assert found is not None
+        index.check_and_add([("a", now, "")])
+        index.forget([found])
+        assert len(index) == 1
+        index.forget([found._replace(question=now), Repeat("never there", was, 1.0)])
+        assert len(index) == 0
+
+
+def test_every_collection_has_a_file_of_its_own_under_a_name_that_any_disk_takes(
+    tmp_path: Path,
+) -> None:
+    names = ["a/b", "a_b", "../up", "\u00fcber " * 60, "units"]
+    paths = [index_path(tmp_path, name) for name in names]
+    assert len(set(paths)) == len(names)
+    for path in paths:
+        assert path.parent == tmp_path
+        path.touch()
+    former = [tmp_path / f"questions-0123456789abcdef.sqlite{end}" for end in ("", "-wal", "-shm")]
+    for path in former:
+        path.touch()
+    delete_former_indexes(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)

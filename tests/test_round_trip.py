@@ -13,7 +13,7 @@ import pytest
 from question_optimizer.embedding import HostEmbedder
 from question_optimizer.generation.corpus_build import Source
 from question_optimizer.generation.corpus_index import CorpusIndex, Found, Ranks, open_index
-from question_optimizer.generation.ledger import Result
+from question_optimizer.generation.ledger_records import Result
 from question_optimizer.generation.round_trip import (
     BANDS,
     EVALUATION,
@@ -173,7 +173,7 @@ def test_too_easy_questions_take_no_more_than_their_share(index: CorpusIndex) ->
 
 def test_figures_count_all_that_was_looked_at(index: CorpusIndex) -> None:
     round_trip = RoundTrip(index, TRAINING)
-    assert round_trip.figures() == {"questions": 0}
+    assert round_trip.figures()["questions"] == 0
     round_trip.findings([result(3, "torque3 bolt3"), result(9, "torque4 bolt4 part4")])
     figures = round_trip.figures()
     assert (figures["questions"], figures["chunks"], figures["model"]) == (2, 40, "bag-of-words")

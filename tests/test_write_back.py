@@ -22,7 +22,8 @@ from question_optimizer.chunk_store import chunk_of
 from question_optimizer.errors import UserError
 from question_optimizer.generation.checks import text_digest
 from question_optimizer.generation.client_writer import Changes
-from question_optimizer.generation.ledger import Configuration, Ledger, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Result
 from question_optimizer.generation.write_back import (
     Target,
     Undone,
@@ -143,7 +144,7 @@ def test_llamaindex_reads_the_questions_and_nothing_else_of_the_sample_changes(
                 assert node.get_content(mode) == before[node_id].get_content(mode)
         assert sum("generated_queries" in node.metadata for node in after.values()) == 100
 
-        ledger.mark_written(payloads, 0)
+        ledger.written_again(list(payloads))
         stored = tree_digest(qdrant)
         assert write(ledger, qdrant, SECOND) == Written(0, 648, [])
         assert tree_digest(qdrant) == stored
@@ -311,11 +312,11 @@ def test_every_way_writes_and_takes_back_the_same(
     record_all(ledger)
     with target_through(way, folder) as target:
         assert apply(ledger, target, run=FIRST) == Written(5, 0, [UNKNOWN_UUID])
-    ledger.mark_written(range(1, 6), 0)
+    ledger.written_again([1, 2, 3, 4, 5])
     write(ledger, direct, FIRST)
     written = payloads_of(folder)
     assert written == payloads_of(direct)
-    ledger.mark_written(range(1, 6), 0)
+    ledger.written_again([1, 2, 3, 4, 5])
     with target_through(way, folder) as target:
         assert apply(ledger, target, run=SECOND) == Written(0, 5, [UNKNOWN_UUID])
     assert payloads_of(folder) == written
@@ -529,7 +530,7 @@ def test_the_difference_is_told_and_nothing_changes(ledger: Ledger, folder: Path
         "3 to change, 0 hold their question already, 1 not there",
     ]
     write(ledger, folder, FIRST)
-    ledger.mark_written([1, 2, 4], 0)
+    ledger.written_again([1, 2, 4])
     with folder_target(folder) as target:
         assert list(diff(ledger, target, limit=9)) == [
             "0 to change, 3 hold their question already, 1 not there"
@@ -542,7 +543,7 @@ def test_a_node_alone_that_lost_its_question_is_told_too(ledger: Ledger, folder:
     write(ledger, folder, FIRST)
     with closing(QdrantClient(path=str(folder))) as client:
         client.set_payload("docs", {"_node_content": content}, points=[1])
-    ledger.mark_written([1], 0)
+    ledger.written_again([1])
     with folder_target(folder) as target:
         lines = list(diff(ledger, target, limit=9))
     assert lines == [
@@ -550,3 +551,58 @@ def test_a_node_alone_that_lost_its_question_is_told_too(ledger: Ledger, folder:
         "~ _node_content: gets what the payload has",
         "1 to change, 0 hold their question already, 0 not there",
     ]
+
+
+# ---------------------------------------------------------------------- what others did since
+
+
+def test_a_question_that_somebody_put_there_meanwhile_stays_and_ours_keeps_waiting(
+    ledger: Ledger, folder: Path
+) -> None:
+    before = payloads_of(folder)
+    ledger.record([done(1, "First?"), done(2, "Ours?")])
+    with folder_target(folder) as target:
+        *_, counts = diff(ledger, target, limit=9, overwrite=False)
+    assert counts.startswith("1 to change") and counts.endswith(", 1 hold somebody else's")
+    assert write(ledger, folder, FIRST, overwrite=False) == Written(1, 0, [], foreign=1)
+    assert payloads_of(folder)[2] == before[2]
+    assert [results[0].chunk_id for results in ledger.unwritten(9)] == [2]
+    assert write(ledger, folder, SECOND, overwrite=False) == Written(0, 0, [], foreign=1)
+    assert write(ledger, folder, SECOND, overwrite=True) == Written(1, 0, [])
+    assert payloads_of(folder)[2]["generated_query"] == "Ours?"
+
+
+def test_an_edited_question_stays_and_one_of_ours_is_replaced(ledger: Ledger, folder: Path) -> None:
+    """A slot that was asked again, and one whose question a person changed after it was written."""
+    ledger.record([done(1, "First?"), done(4, "Fourth?")])
+    write(ledger, folder, FIRST)
+    ledger.record([done(1, "Better?"), done(4, "Better too?")])
+    with closing(QdrantClient(path=str(folder))) as client:
+        client.set_payload("docs", {"generated_query": "By a person?"}, points=[4])
+    assert write(ledger, folder, SECOND, overwrite=False) == Written(1, 0, [], foreign=1)
+    asked = {i: payload.get("generated_query") for i, payload in payloads_of(folder).items()}
+    assert (asked[1], asked[4]) == ("Better?", "By a person?")
+
+
+def test_a_question_of_an_earlier_version_without_its_origin_is_replaced(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Where the ledger knows that one of ours was written, though not which."""
+    with ledger_at(tmp_path / "g.sqlite") as former, ledger_at(former.path, pipeline="c") as now:
+        former.record([done(2, "Of old?")])
+        now.record([done(2, "Ours?")])
+        assert write(now, folder, FIRST, overwrite=False) == Written(1, 0, [])
+    assert payloads_of(folder)[2]["generated_query"] == "Ours?"
+
+
+def test_a_list_left_by_a_client_that_died_in_mid_write_is_no_persons(
+    ledger: Ledger, folder: Path
+) -> None:
+    """Keys are set before others are deleted: the former list stands beside the new question."""
+    ledger.record([done(3, "Only?")])
+    change, _ = changes_for(payloads_of(folder)[3], [done(3, "Only?")], {"run": FIRST})
+    with closing(QdrantClient(path=str(folder))) as client:
+        client.set_payload("docs", change.set, points=[3])
+    ledger.record([done(3, "Asked again?")])
+    assert write(ledger, folder, SECOND, overwrite=False) == Written(1, 0, [])
+    assert payloads_of(folder)[3]["generated_query"] == "Asked again?"

@@ -1,6 +1,10 @@
 """A run of the generator over a corpus: everything of it that needs no DSPy.
 
-ledger, ledger_tables      the state of every question, and the journal of what was written
+ledger                     the state of every question of a configuration
+ledger_configurations, ledger_journal
+                           who else made questions for the collection; what was written into it
+ledger_file, ledger_records, ledger_tables
+                           what these stand on: one connection, values and their rows, SQL
 backlog, preview           which questions are still to be made; what making them would take
 quotas                     type, format and length by a plan over the corpus
 checks, settling           what is checked of a question by itself, and against the corpus

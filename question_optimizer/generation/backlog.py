@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from question_optimizer.chunk_store import PROVENANCE_KEY, QUERY_KEY, ChunkStore, chunk_of
 from question_optimizer.generation.checks import ENFORCED, text_digest
-from question_optimizer.generation.ledger import Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Refusal, Result
 from question_optimizer.generation.quotas import Cell, QuotaPlan
-from question_optimizer.generation.write_back import was_edited
+from question_optimizer.generation.write_back import is_foreign, was_edited
 from question_optimizer.records import Chunk, PointId
 
 _BATCH = 64  # chunks whose personas are matched together
@@ -51,6 +52,7 @@ class Found:
     failed: int = 0  # slots, of earlier runs, left alone
     rejected: int = 0  # slots, of earlier runs, left alone
     to_do: int = 0  # slots handed out
+    again: int = 0  # of them, once more by `refills`
     ahead: int = 0  # slots of chunks not looked at yet, at the most
 
 
@@ -83,16 +85,16 @@ class Backlog:
         self._look_only = look_only
         self._store = store
         self._ledger = ledger
-        self._wanted = wanted
+        self.wanted = wanted
         self._make_plan = plan
         self._plan: QuotaPlan | None = None
         self._text_key = text_key
-        self._taken = self._settled = self._passes = 0
+        self._taken = self._settled = 0
+        self._attempts: dict[tuple[PointId, int], int] = {}  # of what was given up before
 
     def first_pass(self) -> Iterator[list[Todo]]:
         """Batches over the whole collection, a bounded number of chunks in memory."""
         self.found, self._taken, self._plan = Found(), 0, self._make_plan()
-        self._passes += 1
         ids = self._store.point_ids()
         self.found.points = len(ids)
         self._settled = self._settled_slots()
@@ -108,26 +110,28 @@ class Backlog:
         """Slots of chunks not looked at yet that need no question, as far as the ledger knows."""
         counts = self._ledger.counts()
         known = counts.total() - counts["pending"]
-        if self._wanted.changed == "keep":
+        if self.wanted.changed == "keep":
             kept = sum(chunks for _, chunks in self._ledger.other_configurations())
-            known += kept * self._wanted.per_chunk
+            known += kept * self.wanted.per_chunk
         return known
 
     def _look_ahead(self, chunks: int) -> None:
-        if self._wanted.limit is not None:
-            chunks = min(chunks, self._wanted.limit - self._taken)
-        self.found.ahead = max(0, chunks * self._wanted.per_chunk - max(0, self._settled))
+        if self.wanted.limit is not None:
+            chunks = min(chunks, self.wanted.limit - self._taken)
+        self.found.ahead = max(0, chunks * self.wanted.per_chunk - max(0, self._settled))
 
     def refills(self) -> Iterator[list[Todo]]:
         """Batches of slots whose question was refused and may be asked for again."""
         wanted = (
             result
             for result in self._ledger.results("rejected")
-            if result.slot < self._wanted.per_chunk and self._asks_again(result)
+            if result.slot < self.wanted.per_chunk and self.asks_again(result)
         )
         while slots := list(islice(wanted, _BATCH)):
             if todo := self._with_text(slots):
-                self.found.to_do += sum(len(one.slots) for one in todo)
+                handed_out = sum(len(one.slots) for one in todo)
+                self.found.to_do += handed_out
+                self.found.again += handed_out
                 yield todo
 
     def texts_of(self, chunk_ids: Sequence[PointId]) -> dict[PointId, str]:
@@ -136,8 +140,14 @@ class Backlog:
 
     # ------------------------------------------------------------------ the collection
 
-    def _chunks(self, ids: Sequence[PointId]) -> Iterator[Chunk]:
+    def _chunks(
+        self, ids: Sequence[PointId], ours: Mapping[PointId, Sequence[Result]] | None = None
+    ) -> Iterator[Chunk]:
+        """With `ours` only those whose question is still ours to replace."""
         for point_id, payload in self._store.payloads(list(ids)):
+            known = None if ours is None or self.wanted.overwrite else ours.get(point_id, ())
+            if known is not None and is_foreign(payload, known):
+                continue
             chunk, _ = chunk_of(point_id, payload, self._text_key)
             if chunk is not None:
                 yield chunk
@@ -157,13 +167,20 @@ class Backlog:
             slots = [slot for slot in known.get(point_id, []) if slot.text_sha256 == digest]
             self._settled -= sum(slot.state != "pending" for slot in known.get(point_id, []))
             stored = payload.get(QUERY_KEY)
-            if not slots and point_id in former and self._wanted.changed == "keep":
+            if (
+                not slots
+                and former.get(point_id, set()) & {digest, ""}
+                and self.wanted.changed == "keep"
+            ):
                 self.found.kept += 1
-                self._settled -= self._wanted.per_chunk
+                self._settled -= self.wanted.per_chunk
                 continue
-            foreign = stored and point_id not in former and not known.get(point_id)
+            ours = known.get(point_id, [])
+            lost = stored and not ours  # made by us, for all we know, and paid for
+            foreign = point_id not in former and (lost or is_foreign(payload, ours))
             edited = was_edited(payload)  # by a person: that stays
-            if not self._wanted.overwrite and (edited or (foreign and not slots)):
+            lacks = sum(slot.state == "done" for slot in slots) < self.wanted.per_chunk
+            if not self.wanted.overwrite and (edited or (foreign and lacks)):
                 self.found.already_there += 1
                 continue
             if slots and self._is_anothers(payload):  # it did these chunks after us, and stands
@@ -177,10 +194,10 @@ class Backlog:
                 needy.append((Todo(chunk, wanted), slots))
             elif self._is_missing(slots, stored):
                 waiting.append(point_id)
-            elif sum(slot.state == "done" for slot in slots) >= self._wanted.per_chunk:
+            elif sum(slot.state == "done" for slot in slots) >= self.wanted.per_chunk:
                 self.found.complete += 1
         if waiting and not self._look_only:  # not written yet, or lost with a restored folder
-            resumed = self._ledger.found_missing(waiting)
+            resumed = self._ledger.written_again(waiting)
             self.found.resumed += resumed
             self.found.undone += len(waiting) - resumed
         return needy
@@ -190,13 +207,13 @@ class Backlog:
         told = payload.get(PROVENANCE_KEY)
         whose = told.get("configuration") if isinstance(told, dict) else None
         return (
-            self._wanted.changed == "keep"
+            self.wanted.changed == "keep"
             and bool(payload.get(QUERY_KEY))
             and whose not in (None, self._ledger.fingerprint)
         )
 
     def _within_limit(self) -> bool:
-        limit = self._wanted.limit
+        limit = self.wanted.limit
         if limit is not None and self._taken >= limit:
             return False
         self._taken += 1
@@ -212,11 +229,11 @@ class Backlog:
         """The slots of a chunk that are to be made now; the ledger's own where it knows them."""
         by_number = {slot.slot: slot for slot in known}
         wanted = []
-        for number in range(self._wanted.per_chunk):
+        for number in range(self.wanted.per_chunk):
             slot = by_number.get(number)
             if slot is None:
                 wanted.append(_new_slot(chunk, number))
-            elif slot.state == "pending" or (slot.state == "failed" and self._retries("failed")):
+            elif slot.state == "pending" or (slot.state == "failed" and self._retries(slot)):
                 wanted.append(slot)
             elif slot.state == "failed":
                 self.found.failed += 1
@@ -224,18 +241,20 @@ class Backlog:
                 wanted.append(slot)
         return wanted
 
-    def _retries(self, state: str) -> bool:
+    def _retries(self, slot: Result) -> bool:
         """What was given up is tried again once, however many passes a run takes."""
-        asked = self._wanted.retry_failed if state == "failed" else self._wanted.retry_rejected
-        return asked and self._passes == 1
+        failed = slot.state == "failed"
+        asked = self.wanted.retry_failed if failed else self.wanted.retry_rejected
+        before = self._attempts.setdefault((slot.chunk_id, slot.slot), slot.attempts)
+        return asked and slot.attempts == before
 
     def _may_try(self, slot: Result) -> bool:
         """Whether a rejected slot is asked for again in a first pass."""
-        if self._wanted.policy not in ENFORCED:  # nothing is refused now: what was paid for serves
+        if self.wanted.policy not in ENFORCED:  # nothing is refused now: what was paid for serves
             if not self._look_only:
                 self._ledger.record([self._readmitted(slot)])
             return False
-        if self._asks_again(slot) or self._retries("rejected"):
+        if self.asks_again(slot) or self._retries(slot):
             return True
         self.found.rejected += 1
         return False
@@ -252,11 +271,11 @@ class Backlog:
             checked="",
         )
 
-    def _asks_again(self, slot: Result) -> bool:
+    def asks_again(self, slot: Result) -> bool:
         """Tries are left, of this plan or of a second one."""
-        if self._wanted.policy not in ENFORCED:
+        if self.wanted.policy not in ENFORCED:
             return False
-        tries = self._wanted.tries
+        tries = self.wanted.tries
         if slot.attempts % tries:
             return True
         return self._plan is not None and slot.attempts == tries
@@ -265,7 +284,7 @@ class Backlog:
         """Type, format and length for the slots that have none yet, by the plan over the corpus."""
         if self._plan is None:
             return [todo for todo, _ in needy]
-        plan, tries = self._plan, self._wanted.tries
+        plan, tries = self._plan, self.wanted.tries
         free = [[slot for slot in todo.slots if _wants_plan(slot, tries)] for todo, _ in needy]
         avoid = []
         for (_, known), slots in zip(needy, free, strict=True):
@@ -274,7 +293,7 @@ class Backlog:
                 {
                     (s.query_type or "", s.query_format or "")
                     for s in known
-                    if s.slot not in again and s.slot < self._wanted.per_chunk
+                    if s.slot not in again and s.slot < self.wanted.per_chunk
                 }
             )
             for slot in slots:
@@ -294,7 +313,7 @@ class Backlog:
             by_chunk.setdefault(slot.chunk_id, []).append(slot)
         known = self._ledger.slots_of(list(by_chunk))
         needy = []
-        for chunk in self._chunks(list(by_chunk)):
+        for chunk in self._chunks(list(by_chunk), known):
             digest = text_digest(chunk.chunk_text)
             mine = [slot for slot in by_chunk[chunk.chunk_id] if slot.text_sha256 == digest]
             if mine:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, Self
 
-from question_optimizer import gates
-from question_optimizer.generation.ledger import Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Refusal, Result
 from question_optimizer.generation.quotas import Cell
+from question_optimizer.generation.round_trip import AMBIGUOUS, ROUND_TRIP, TOO_EASY, RankCounts
 from question_optimizer.generation.yields import Tally
 from question_optimizer.hostile_text import one_line
 from question_optimizer.records import PointId
+from question_optimizer.words import word_count
 
 SAMPLE = 2_000  # questions for `set_health`, of which 10,000 would take some seconds
 LONGEST_COUNTED = 40  # words; longer questions are counted together
@@ -28,6 +30,7 @@ _CHUNKS_NAMED = 3  # of a kind of failure
 _REASON = 300  # characters
 _CHANGING = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b(?:-[0-9a-f]+)*|\d+(?:[.,:]\d+)*", re.I)
 
+_BY_SEARCH = frozenset((ROUND_TRIP, AMBIGUOUS, TOO_EASY))  # gates that look at ranks
 Slot = tuple[Result, list[Refusal]]  # with the questions that were refused in it
 
 
@@ -55,9 +58,20 @@ def by_chunk(ledger: Ledger) -> Iterator[list[Slot]]:
 
 
 class Census:
-    """What is counted on the way. Bounded: by kinds of things, and by the sample."""
+    """What is counted on the way. Bounded: by kinds of things, and by the sample.
 
-    def __init__(self, policy: str, rng: random.Random) -> None:
+    A refused slot that `asks_again` holds of is pending here, and not given up. What counts as
+    found by a search is a rank up to `max_rank`.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        rng: random.Random,
+        *,
+        asks_again: Callable[[Result], bool] = lambda _: False,
+        max_rank: int = 10,
+    ) -> None:
         self.policy = policy
         self.slots: Counter[str] = Counter()
         self.chunks: Counter[str] = Counter()
@@ -68,19 +82,38 @@ class Census:
         self.attempts = 0
         self.unchecked = 0
         self.failures = Failures()
+        self.ranks = RankCounts()
+        self.to_search = 0  # questions that a search decides on: accepted, or refused by its result
         self.sample: list[Result] = []  # one accepted question a chunk, each chunk as likely
         self._rng = rng
+        self._asks_again = asks_again
+        self._max_rank = max_rank
 
     def add(self, chunk: Sequence[Slot], tally: Tally) -> None:
-        for result, refusals in chunk:
+        slots = [self._at_present(result) for result, _ in chunk]
+        for result, (_, refusals) in zip(slots, chunk, strict=True):
             tally.add(result, refusals)
             self._add_slot(result)
-        done = [result for result, _ in chunk if result.state == "done"]
-        states = {result.state for result, _ in chunk}
+            self._add_ranks(result, refusals)
+        done = [result for result in slots if result.state == "done"]
+        states = {result.state for result in slots}
         order = ("done", "pending", "failed", "rejected")
         self.chunks[next(state for state in order if state in states)] += 1
         if done:
             self._sample(done[0] if len(done) == 1 else self._rng.choice(done))
+
+    def _at_present(self, result: Result) -> Result:
+        again = result.state == "rejected" and self._asks_again(result)
+        return replace(result, state="pending") if again else result
+
+    def _add_ranks(self, result: Result, refusals: Sequence[Refusal]) -> None:
+        decided: list[Result | Refusal] = [one for one in refusals if one.gate in _BY_SEARCH]
+        if result.state == "done":
+            decided.append(result)
+        for one in decided:
+            self.to_search += 1
+            if one.dense_rank is not None and one.bm25_rank is not None:
+                self.ranks.add(one.dense_rank, one.bm25_rank, self._max_rank)
 
     def _add_slot(self, result: Result) -> None:
         self.slots[result.state] += 1
@@ -90,7 +123,7 @@ class Census:
         if result.state == "done":
             kinds = (result.query_type, result.query_format, result.query_length)
             self.cells[Cell(*(kind or "" for kind in kinds))] += 1
-            self.words[min(gates.word_count(result.query or ""), LONGEST_COUNTED + 1)] += 1
+            self.words[min(word_count(result.query or ""), LONGEST_COUNTED + 1)] += 1
             self.unchecked += result.checked != self.policy
         elif result.state == "rejected":
             self.rejected_by[result.gate] += 1

@@ -9,6 +9,7 @@ the embedding model stay the same:
     postings-*.npz      see `bm25`
     probe.npy           one vector of the model, by which another model of that name is told
     meta.json           written last: "finished"
+    .lock               held, shared, by whoever has the index open: then nobody deletes it
 
 Memory does not grow with the corpus but for some 30 bytes a chunk. Vectors are kept whole
 (float32): in half precision chunks that are near one another would change ranks, and every block
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,7 +41,7 @@ from question_optimizer.generation.corpus_build import (
     survey,
 )
 from question_optimizer.generation.vector_file import VectorFile
-from question_optimizer.locks import one_at_a_time
+from question_optimizer.locks import is_held, one_at_a_time, share
 from question_optimizer.records import PointId
 from question_optimizer.sqlite_file import open_database
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 NEAR = 0.05  # of the own score: `relative_margin` of sentence-transformers, NV-Retriever's 95 %
 _STORE_BATCH = 200
+_LOCK = ".lock"
 _ROUNDING = 1e-6  # two float32 products of one vector may differ by as much
 
 
@@ -122,8 +125,9 @@ def open_index(
 
     `read` is called once to tell whether the corpus is the same, and once more to build. It must
     give the same chunks in the same order. An index of the same `name` (the collection) and model
-    over an older content is deleted. Two processes that want it wait for one another. `progress` is
-    called with the chunks done and those there are.
+    over an older content is deleted, unless it is open anywhere: then a later call does it. Two
+    processes that want it wait for one another. `progress` is called with the chunks done and those
+    there are.
 
     Vectors that are stored in the collection are taken if they are of the embedder's model: 16
     chunks are embedded as LlamaIndex does it, and if dimensions agree and the mean cosine is at
@@ -139,9 +143,9 @@ def open_index(
         if not is_usable(folder, embedder):
             build(folder, read, embedder, surveyed, progress)
         for other in cache_dir.glob(f"corpus-{which}-*"):
-            if other != folder:
+            if other != folder and not is_held(other / _LOCK):
                 shutil.rmtree(other)
-    return CorpusIndex(folder, embedder)
+        return CorpusIndex(folder, embedder)  # before anybody else may want to delete it
 
 
 # ---------------------------------------------------------------------- asking
@@ -159,6 +163,7 @@ class CorpusIndex:
         import numpy as np
 
         self.folder = folder
+        self._release = weakref.finalize(self, share(folder / _LOCK).close)
         self.model = embedder.model
         self._embedder = embedder
         self._vectors = VectorFile(folder / "vectors.npy")
@@ -174,8 +179,9 @@ class CorpusIndex:
         return self._vectors.rows
 
     def close(self) -> None:
-        """Release the file of chunks."""
+        """Release the file of chunks; from now on the index may be deleted."""
         self._chunks.close()
+        self._release()
 
     def numbers(self, chunk_ids: Iterable[PointId]) -> list[int | None]:
         """The number of each chunk, None for one that is not in the corpus."""

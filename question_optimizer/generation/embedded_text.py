@@ -15,7 +15,7 @@ def embedded_text(node_content: str, text: str) -> str:
     """What was embedded for the chunk `text`, as `_node_content` tells; else the text alone."""
     try:
         node = json.loads(node_content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     metadata = node.get("metadata") if isinstance(node, dict) else None
     if not isinstance(metadata, dict):

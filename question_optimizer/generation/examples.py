@@ -6,20 +6,27 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from question_optimizer.generation.ledger import Ledger, Refusal, Result
-from question_optimizer.generation.summary import TextsOf
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Refusal, Result
+from question_optimizer.generation.summary import NamesOf, TextsOf
 from question_optimizer.records import PointId
 
 _PER_TYPE = 2  # accepted questions
 
 
 def examples(
-    ledger: Ledger, *, texts_of: TextsOf | None = None, seed: int = 0, per_gate: int = 3
+    ledger: Ledger,
+    *,
+    texts_of: TextsOf | None = None,
+    names_of: NamesOf | None = None,
+    seed: int = 0,
+    per_gate: int = 3,
 ) -> dict[str, list[dict[str, Any]]]:
     """{"refused", "accepted"}: a few questions of each gate and of each type, as plain values.
 
     Chosen by `seed`, each as likely as any other of its gate or type; with their chunks' texts
-    where `texts_of` gives them. Reads the ledger row by row.
+    where `texts_of` gives them, and their documents' names where `names_of` does. Reads the ledger
+    row by row.
     """
     rng = random.Random(seed)
     refused, accepted = _Choice(per_gate, rng), _Choice(_PER_TYPE, rng)
@@ -31,9 +38,11 @@ def examples(
     ids = list(dict.fromkeys(row[0] for chosen in rows.values() for row in chosen))
     texts = texts_of(ids) if texts_of else {}
     slots = ledger.slots_of(ids)
+    chosen_documents = {slot.document: slot.chunk_id for same in slots.values() for slot in same}
+    names = names_of(chosen_documents) if names_of else {}
     return {
-        name: [_example(*row, slots.get(row[0], []), texts) for row in chosen]
-        for name, chosen in rows.items()
+        kind: [_example(*row, slots.get(row[0], []), texts, names) for row in chosen]
+        for kind, chosen in rows.items()
     }
 
 
@@ -66,12 +75,14 @@ def _example(
     one: Refusal | Result,
     slots: Sequence[Result],
     texts: Mapping[PointId, str],
+    names: Mapping[str, str],
 ) -> dict[str, Any]:
     slot = next((slot for slot in slots if slot.slot == number), None)
     return {
         "chunk_id": chunk_id,
         "slot": number,
         "document": slot.document if slot else "",
+        "document_name": names.get(slot.document) if slot else None,
         "heading": slot.heading if slot else "",
         "chunk_text": texts.get(chunk_id, ""),
         "question": one.query or "",

@@ -15,7 +15,10 @@ from pathlib import Path
 
 from question_optimizer.sqlite_file import open_database
 
-_RESULTS = """
+UNDONE = -1  # of results.written: a person took it out; 0 waits, 1 is in the collection
+
+_RANKS = "dense_rank INTEGER, bm25_rank INTEGER,"  # since version 3
+_RESULTS = f"""
 CREATE TABLE IF NOT EXISTS results (
     fingerprint TEXT NOT NULL, chunk_id TEXT NOT NULL, slot INTEGER NOT NULL, state TEXT NOT NULL,
     query TEXT, query_type TEXT, query_format TEXT, query_length TEXT, persona_id TEXT, model TEXT,
@@ -25,8 +28,16 @@ CREATE TABLE IF NOT EXISTS results (
     attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
     gate TEXT NOT NULL DEFAULT '', findings TEXT NOT NULL DEFAULT '[]',
     checked TEXT NOT NULL DEFAULT '', analysed INTEGER NOT NULL DEFAULT 0,
-    written INTEGER NOT NULL DEFAULT 0,
+    written INTEGER NOT NULL DEFAULT 0, {_RANKS}
     PRIMARY KEY (fingerprint, chunk_id, slot)
+) WITHOUT ROWID
+"""
+_REFUSALS = f"""
+CREATE TABLE IF NOT EXISTS refusals (
+    fingerprint TEXT NOT NULL, chunk_id TEXT NOT NULL, slot INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, query TEXT NOT NULL, gate TEXT NOT NULL, reason TEXT NOT NULL,
+    query_type TEXT, query_format TEXT, query_length TEXT, persona_id TEXT, model TEXT, {_RANKS}
+    PRIMARY KEY (fingerprint, chunk_id, slot, attempt)
 ) WITHOUT ROWID
 """
 _CONFIGURATIONS = """
@@ -42,12 +53,7 @@ CREATE INDEX IF NOT EXISTS results_by_state
     ON results (fingerprint, state, checked, chunk_id, slot);
 CREATE INDEX IF NOT EXISTS results_to_write
     ON results (fingerprint, chunk_id) WHERE state='done' AND checked<>'' AND written=0;
-CREATE TABLE IF NOT EXISTS refusals (
-    fingerprint TEXT NOT NULL, chunk_id TEXT NOT NULL, slot INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, query TEXT NOT NULL, gate TEXT NOT NULL, reason TEXT NOT NULL,
-    query_type TEXT, query_format TEXT, query_length TEXT, persona_id TEXT, model TEXT,
-    PRIMARY KEY (fingerprint, chunk_id, slot, attempt)
-) WITHOUT ROWID;
+{_REFUSALS};
 CREATE TABLE IF NOT EXISTS writes (
     run TEXT NOT NULL, chunk_id TEXT NOT NULL, collection TEXT NOT NULL, fingerprint TEXT NOT NULL,
     former TEXT NOT NULL, at TEXT NOT NULL, undone INTEGER NOT NULL DEFAULT 0,
@@ -56,11 +62,13 @@ CREATE TABLE IF NOT EXISTS writes (
 CREATE INDEX IF NOT EXISTS writes_standing ON writes (run, chunk_id) WHERE undone=0;
 {_CONFIGURATIONS}
 """
-_VERSION = 2
+_VERSION = 3
 # Version 1 had one question a chunk, and no word on what a fingerprint stood for: '' is "unknown".
+# Version 2 did not keep at what rank a search finds a question's chunk.
 _MIGRATIONS = {
     1: f"""
-    {_RESULTS};
+    {_RESULTS.replace(_RANKS, "")};
+    {_REFUSALS.replace(_RANKS, "")};
     {_CONFIGURATIONS};
     INSERT INTO results (fingerprint, chunk_id, slot, state, query, query_type, query_format,
         persona_id, model, text_sha256, tokens, cost, attempts, reason, checked, written)
@@ -71,7 +79,13 @@ _MIGRATIONS = {
         json_group_array(DISTINCT model) FILTER (WHERE model IS NOT NULL), NULL, '', ''
         FROM chunks GROUP BY fingerprint;
     DROP TABLE chunks
-    """  # noqa: S608 - our own text
+    """,  # noqa: S608 - our own text
+    2: """
+    ALTER TABLE results ADD COLUMN dense_rank INTEGER;
+    ALTER TABLE results ADD COLUMN bm25_rank INTEGER;
+    ALTER TABLE refusals ADD COLUMN dense_rank INTEGER;
+    ALTER TABLE refusals ADD COLUMN bm25_rank INTEGER
+    """,
 }
 
 

@@ -14,7 +14,8 @@ from question_optimizer.chunk_store import ChunkStore, ClientStore
 from question_optimizer.errors import UserError
 from question_optimizer.generation import write_back
 from question_optimizer.generation.client_writer import Changes
-from question_optimizer.generation.ledger import Configuration, Ledger
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration
 from question_optimizer.records import PointId
 
 OpenTarget = Callable[[], AbstractContextManager[write_back.Target]]
@@ -29,7 +30,7 @@ def target_over(
     return write_back.folder_target(folder or Path(), store.collection)
 
 
-class _Looking:
+class Looking:
     """A target that is only looked at, so that a folder which is open elsewhere will do."""
 
     def __init__(self, store: ChunkStore):
@@ -58,7 +59,7 @@ def opened(path: Path, collection: str) -> Iterator[Ledger]:
 def waiting(path: Path, collection: str, *, undone: bool = False) -> Iterator[list[Ledger]]:
     """The ledgers of every configuration with questions to write, the earliest first."""
     with opened(path, collection) as ledger:
-        known = [configuration for configuration, _ in ledger.other_configurations()]
+        known = ledger.others()
     ledgers = [Ledger(path, configuration) for configuration in reversed(known)]
     try:
         for ledger in ledgers if undone else ():
@@ -70,29 +71,40 @@ def waiting(path: Path, collection: str, *, undone: bool = False) -> Iterator[li
 
 
 def apply(
-    path: Path, collection: str, open_target: OpenTarget, *, run: str, undone: bool = False
+    path: Path,
+    collection: str,
+    open_target: OpenTarget,
+    *,
+    run: str,
+    undone: bool = False,
+    overwrite: bool = False,
 ) -> write_back.Written | None:
     """Write every question that waits, and with `undone` what was taken out before; None where none
-    does."""
+    does. What no policy checked yet goes on waiting, as there is none here to check it under: the
+    next run does so, also with other configurations' questions."""
     with waiting(path, collection, undone=undone) as ledgers:
         if not ledgers:
             return None
         with open_target() as target:
-            parts = [write_back.apply(ledger, target, run=run) for ledger in ledgers]
+            parts = [
+                write_back.apply(ledger, target, run=run, overwrite=overwrite or undone)
+                for ledger in ledgers
+            ]
     return write_back.Written(
         changed=sum(part.changed for part in parts),
         unchanged=sum(part.unchanged for part in parts),
         missing=[point_id for part in parts for point_id in part.missing],
+        foreign=sum(part.foreign for part in parts),
     )
 
 
-def diff(path: Path, store: ChunkStore, *, limit: int) -> Iterator[str]:
+def diff(path: Path, store: ChunkStore, *, limit: int, overwrite: bool = False) -> Iterator[str]:
     """What `apply` would change, in lines for people; nothing where nothing waits."""
     if not path.is_file():
         return
     with waiting(path, store.collection) as ledgers:
         for ledger in ledgers:
-            yield from write_back.diff(ledger, _Looking(store), limit=limit)
+            yield from write_back.diff(ledger, Looking(store), limit=limit, overwrite=overwrite)
 
 
 def run_named(ledger: Ledger, name: str) -> str:

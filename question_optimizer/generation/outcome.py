@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from question_optimizer.errors import StopRun, UserError
+from question_optimizer.hostile_text import one_line
 
 if TYPE_CHECKING:
     from question_optimizer.generation.backlog import Backlog, Found
-    from question_optimizer.generation.ledger import Configuration, Result
+    from question_optimizer.generation.ledger_configurations import Known
+    from question_optimizer.generation.ledger_records import Configuration, Result
     from question_optimizer.generation.settling import Settled
     from question_optimizer.generation.write_back import Written
 
@@ -21,6 +23,9 @@ QUESTIONS = "generated_questions.jsonl"
 SUMMARY = "generation_summary.json"
 REPORT = "generation_report.html"
 _PROBLEMS_SHOWN = 10
+_CHECKING = "checking against the corpus"
+_SHORT = 8  # hex digits of a fingerprint or a pipeline's hash
+_MODELS = 60  # characters
 
 
 @dataclass
@@ -37,6 +42,7 @@ class GenerationSummary:
     without_text: int = 0
     beyond_limit: int = 0
     to_do: int = 0  # questions this run set out to make, as far as is known by now
+    again: int = 0  # of them, asked for once more, as the corpus-wide checks refused the first
     left: int = 0  # of them, not made yet
     generated: int = 0  # questions made and not refused
     refused: int = 0  # questions refused on the way
@@ -46,6 +52,7 @@ class GenerationSummary:
     checked: int = 0  # questions held against the corpus
     written: int = 0
     missing: int = 0  # gone from the collection before their question could be written
+    foreign: int = 0  # got somebody else's question before ours could be written, and keep it
     calls: int = 0
     tokens: int = 0
     cost: float = 0.0
@@ -57,7 +64,8 @@ class GenerationSummary:
     exit_code: int = 0
     models: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)  # chunk id -> reason, the first few
-    report: dict[str, Any] = field(default_factory=dict)  # what generation_summary.json holds
+    # What generation_summary.json holds.
+    report: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def idle(self) -> bool:
@@ -69,7 +77,7 @@ class GenerationSummary:
         self.points, self.already_there, self.kept = found.points, found.already_there, found.kept
         self.complete, self.resumed, self.undone = found.complete, found.resumed, found.undone
         self.without_text, self.beyond_limit = found.without_text, found.beyond_limit
-        self.to_do = found.to_do + found.ahead
+        self.to_do, self.again = found.to_do + found.ahead, found.again
         self.failed_before = found.failed
 
     def spent(self, result: Result, before: Result) -> None:
@@ -93,15 +101,37 @@ class GenerationSummary:
         self.refused += settled.refused.total()
         self.generated = max(0, self.generated - settled.fresh)
 
+    def indexed(self, chunks: int, of: int) -> None:
+        """So many chunks are in the index of the corpus that questions are held against."""
+        read = f"reading and embedding {of:,} chunks, {chunks:,} done"
+        self.doing = _CHECKING if chunks == of else read
+
     def wrote(self, written: Written) -> None:
         """Questions went into the collection."""
         self.written += written.changed
         self.missing += len(written.missing)
+        self.foreign = max(self.foreign, written.foreign)  # they wait, and are met at each writing
 
     def ended(self, why: StopRun | UserError) -> None:
         """The run could not go on."""
         self.stopped, self.exit_code = str(why), why.exit_code
         self.until = getattr(why, "until", None)
+
+
+def described(known: Known) -> str:
+    """A configuration in a line for people: its short fingerprint, and what it stands for."""
+    its = known.configuration
+    models = one_line(", ".join(its.models))[:_MODELS] or "unknown models"
+    noun = "question" if known.questions == 1 else "questions"
+    return (
+        f"{its.fingerprint[:_SHORT]} ({known.questions:,} {noun}, pipeline "
+        f"{one_line(its.pipeline)[:_SHORT]}, {models}, last used {to_the_minute(known.seen_at)})"
+    )
+
+
+def to_the_minute(at: str) -> str:
+    """A time of the ledger, ISO 8601 in UTC, as people write it: 2026-11-22 01:15 UTC."""
+    return f"{at[:16].replace('T', ' ')} UTC"
 
 
 class ConfigurationChanged(UserError):
@@ -117,8 +147,9 @@ class ConfigurationChanged(UserError):
         ]
         what = " and ".join(parts).replace("text_key", "text key")
         super().__init__(
-            f"{what} changed since {self.chunks} chunks of {now.collection!r} got their questions; "
-            f"--keep leaves those and makes the rest, --redo makes all {self.chunks} again"
+            f"{what} changed since {self.chunks:,} chunks of {now.collection!r} got their "
+            f"questions; --keep leaves those and makes the rest, --redo makes all {self.chunks:,} "
+            "again"
         )
 
 
@@ -129,10 +160,12 @@ class Teller:
         self, summary: GenerationSummary, backlog: Backlog, progress: Callable[[str], None]
     ):
         self._summary, self._backlog, self._progress = summary, backlog, progress
-        self._made = self._made_before = self._failed_before = 0
+        self._made = self._made_before = self._again_before = self._failed_before = 0
 
     def begins(self) -> None:
         """A pass over the collection; what earlier ones made is not handed out again."""
+        planned = self._summary.to_do - self._summary.again
+        self._again_before = max(0, self._made - planned)
         self._made_before, self._failed_before = self._made, self._summary.failed
 
     def spent(self, result: Result, before: Result) -> None:
@@ -159,5 +192,6 @@ class Teller:
         """Bring what was found up to date; a second pass meets the failures of the first."""
         self._summary.found(self._backlog.found)
         self._summary.to_do += self._made_before
+        self._summary.again += self._again_before
         self._summary.left = max(0, self._summary.to_do - self._made)
         self._summary.failed_before = max(0, self._summary.failed_before - self._failed_before)

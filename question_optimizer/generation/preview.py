@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from question_optimizer.chunk_store import ChunkStore
+from question_optimizer.generation import maintenance
 from question_optimizer.generation.backlog import Backlog, Found, Wanted
 from question_optimizer.generation.checks import ENFORCED
 from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration
 from question_optimizer.generation.quotas import QuotaPlan
 
 _SAMPLE = 20  # chunks whose prompts are rendered
@@ -23,6 +29,7 @@ class Preview:
     calls: int
     most_calls: int  # if every question were refused as often as it may
     characters: float
+    collection: str
 
     def told(self) -> list[str]:
         """Lines for people."""
@@ -43,6 +50,49 @@ class Preview:
                 f"refused questions are asked for again: {self.most_calls:,} calls at the very most"
             )
         return lines
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the ledger holds of a collection, of all configurations, beside what is written."""
+
+    waiting: int  # questions that `--apply` would write
+    unchecked: int  # questions not held against the corpus yet
+    undone: int  # chunks whose questions a person took out
+
+
+def held(path: Path, collection: str) -> Held:
+    """Of the ledger at `path`, which is left as it is."""
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        waiting, unchecked, undone = connection.execute(
+            "SELECT SUM(checked<>'' AND written=0), SUM(checked=''), "
+            "COUNT(DISTINCT CASE WHEN written=-1 THEN chunk_id END) "
+            "FROM results WHERE state='done' AND fingerprint IN "
+            "(SELECT fingerprint FROM configurations WHERE collection=?)",
+            (collection,),
+        ).fetchone()
+    return Held(waiting or 0, unchecked or 0, undone)
+
+
+@contextmanager
+def readmitted(path: Path, collection: str) -> Iterator[Path]:
+    """A copy of the ledger at `path` in which what a person took out waits to be written."""
+    with tempfile.TemporaryDirectory(prefix="question-optimizer-") as elsewhere:
+        copy = Path(elsewhere) / path.name
+        with closing(sqlite3.connect(path)) as one, closing(sqlite3.connect(copy)) as other:
+            one.backup(other)
+        with maintenance.waiting(copy, collection, undone=True):
+            pass
+        yield copy
+
+
+@contextmanager
+def ledger_to_look_at(path: Path, configuration: Configuration) -> Iterator[Ledger]:
+    """The ledger, or an empty one elsewhere where there is none: looking makes no file."""
+    with tempfile.TemporaryDirectory(prefix="question-optimizer-") as elsewhere:
+        place = path if path.is_file() else Path(elsewhere) / path.name
+        with closing(Ledger(place, configuration)) as ledger:
+            yield ledger
 
 
 def preview(
@@ -75,4 +125,5 @@ def preview(
         calls=calls,
         most_calls=calls + again * most,
         characters=characters(texts),
+        collection=store.collection,
     )

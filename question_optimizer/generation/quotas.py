@@ -1,6 +1,8 @@
 """Quotas: how many questions of each type, format and length a corpus gets, and which chunk which.
 
-    targets             the shares aimed at: even, from a file of weights, or those of a gold set
+    targets, is_even    the shares aimed at: even, from a file of weights, or those of a gold set
+    targets_for, plan_for
+                        those of a run, by what was asked for; its plan
     planned             shares as whole numbers, by largest remainders
     QuotaPlan           deals cells to batches of chunks, so that the whole keeps to the shares
     total_variation, by_pair, plan_table
@@ -14,6 +16,7 @@ without user categories to 0.40).
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 from collections import Counter
@@ -23,8 +26,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from question_optimizer import files
 from question_optimizer.errors import UserError
-from question_optimizer.gates import word_count
+from question_optimizer.gold import read_gold
 from question_optimizer.records import GoldItem, QueryType
+from question_optimizer.words import word_count
+
+log = logging.getLogger(__name__)
 
 # Words, lowest and highest. DataMorgana's phrasing axis calls a natural question concise below 10
 # words and verbose from 10 on, a search query long from 7 on; here verbose is parted once more, and
@@ -83,6 +89,11 @@ def targets(spec: str | Path, gold: Sequence[GoldItem] = ()) -> dict[Cell, float
         for length, of_length in _shares(parts["lengths"]).items()
     }
     return _shares(weights)
+
+
+def is_even(aimed_at: Mapping[Cell, float]) -> bool:
+    """Whether these shares are those of "even"."""
+    return aimed_at == targets("even")
 
 
 def _as_gold(gold: Sequence[GoldItem]) -> dict[Cell, float]:
@@ -335,6 +346,46 @@ class QuotaPlan:
         cell = max(self._cells[place], key=lambda entry: entry[1] * now - taken[entry[0]])[0]
         taken[cell] += 1
         return cell
+
+
+# ---------------------------------------------------------------------- of a run
+
+
+def targets_for(spec: str | Path | None, per_chunk: int, *, gold: Path) -> dict[Cell, float] | None:
+    """The shares that a run aims at. Where no `spec` is given, even ones if a chunk gets several
+    questions, and else None: the pipeline chooses. "gold" reads the gold set there."""
+    if spec is None and per_chunk == 1:
+        return None
+    if spec == "gold":
+        return targets("gold", read_gold(gold).items)
+    spec = spec or "even"
+    if spec != "even" and not Path(spec).is_file():
+        raise UserError(f"quotas {str(spec)!r}: neither even nor gold nor a file that exists")
+    return targets(spec)
+
+
+def plan_for(
+    targets: Mapping[Cell, float],
+    per_chunk: int,
+    *,
+    seed: int,
+    taken: Mapping[tuple[str, str, str], int],
+) -> QuotaPlan:
+    """The plan of a run after what was `taken` before; UserError where no chunk can get so many
+    different questions, a warning where the shares cannot be met."""
+    if per_chunk > (most := most_per_chunk(targets)):
+        raise UserError(
+            f"per_chunk {per_chunk}: the quotas allow {most} different questions a chunk "
+            "(type and format); ask for fewer or give more of them a share"
+        )
+    if per_chunk > (exact := exact_per_chunk(targets)):
+        log.warning(
+            "%d questions a chunk: the shares cannot be met with more than %d, as no two of a "
+            "chunk have the same type and format",
+            per_chunk,
+            exact,
+        )
+    return QuotaPlan(targets, seed=seed, taken=taken)
 
 
 # ---------------------------------------------------------------------- achieved against target

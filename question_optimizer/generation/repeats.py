@@ -19,15 +19,16 @@ first questions. It is made anew a few times while the index is small.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from question_optimizer.gates import (
-    LOOKED_AT,
+from question_optimizer import files
+from question_optimizer.duplicates import (
     NEAR_DUPLICATE,
     differ_in_a_name,
     jaccard,
@@ -35,6 +36,7 @@ from question_optimizer.gates import (
     shingles,
 )
 from question_optimizer.sqlite_file import open_database
+from question_optimizer.words import LOOKED_AT
 
 _REORDER_AT = (200, 2_000, 20_000)  # questions
 _SAMPLE = 2_000  # of them tell the frequencies
@@ -62,12 +64,29 @@ _OVERLAP = NEAR_DUPLICATE / (1 + NEAR_DUPLICATE)
 _DIFFERENCE = 1 - 2 * _OVERLAP
 
 
+Row = tuple[str, str, str]  # key, question, digest of its chunk's text
+Counts = Callable[[str, str], bool]
+
+
 class Repeat(NamedTuple):
     """The earlier question that one repeats, and how alike they are."""
 
     key: str
     question: str
     alike: float
+
+
+def index_path(cache_dir: Path, collection: str) -> Path:
+    """The file for the questions of a collection: what a file name can hold of its name, and a
+    digest, as two collections may differ in the rest."""
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", collection)[:40]
+    return cache_dir / f"questions-of-{readable}-{files.digest(collection)[:8]}.sqlite"
+
+
+def delete_former_indexes(cache_dir: Path) -> None:
+    """Those of earlier versions, which had one for each configuration, by its fingerprint."""
+    for path in cache_dir.glob(f"questions-{'[0-9a-f]' * 16}.sqlite*"):
+        path.unlink(missing_ok=True)
 
 
 class QuestionIndex:
@@ -90,23 +109,40 @@ class QuestionIndex:
         with self._lock:
             self._connection.close()
 
-    def check_and_add(self, items: Iterable[tuple[str, str, str]]) -> list[Repeat | None]:
+    def check_and_add(
+        self, items: Iterable[Row], counts: Counts = lambda key, there: True
+    ) -> list[Repeat | None]:
         """Add each (key, question, digest of its chunk's text) that repeats none which is there.
 
         For each the earliest question that it repeats, or None: then it is in the index. Those
         before it in `items` count too. One that repeats another is not added, so that nothing is
-        compared with it again. What was there under its key is replaced; the same call twice gives
-        the same. Questions of one text are compared like any others. On disk on return.
+        compared with it again. `counts` tells, of its key and another one's, whether it may repeat
+        that. What was there under its key is replaced; the same call twice gives the same.
+        Questions of one text are compared like any others. On disk on return.
         """
-        found = []
         with self._lock, self._connection:
-            for key, question, _ in items:
-                question = question[:LOOKED_AT]
-                there = self._question_of(key)
-                if there is not None and there != question:
-                    self._remove(key)
-                found.append(None if there == question else self._check_and_add(key, question))
-        return found
+            return list(self._checked(items, counts))
+
+    def fill(self, items: Iterable[Row], counts: Counts) -> None:
+        """As `check_and_add`, for any number of questions; all are in the index, or none."""
+        with self._lock, self._connection:
+            for _ in self._checked(items, counts):
+                pass
+
+    def _checked(self, items: Iterable[Row], counts: Counts) -> Iterator[Repeat | None]:
+        for key, question, _ in items:
+            question = question[:LOOKED_AT]
+            there = self._question_of(key)
+            if there is not None and there != question:
+                self._remove(key)
+            yield None if there == question else self._check_and_add(key, question, counts)
+
+    def forget(self, repeats: Iterable[Repeat]) -> None:
+        """Remove these questions; one whose key holds another question by now is passed over."""
+        with self._lock, self._connection:
+            for repeat in repeats:
+                if self._question_of(repeat.key) == repeat.question:
+                    self._remove(repeat.key)
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forget the questions of these keys; a key that is not there is passed over."""
@@ -131,9 +167,11 @@ class QuestionIndex:
                 [(gram, len(grams), row[0]) for gram in self._prefix(grams)],
             )
 
-    def _check_and_add(self, key: str, question: str) -> Repeat | None:
+    def _check_and_add(self, key: str, question: str, counts: Counts) -> Repeat | None:
         grams = shingles(question)
         for other_key, other in self._candidates(grams):
+            if not counts(key, other_key):
+                continue
             alike = jaccard(grams, shingles(other))
             if alike >= NEAR_DUPLICATE and not differ_in_a_name(question, other):
                 return Repeat(other_key, other, alike)

@@ -22,7 +22,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from question_optimizer.gates import GateFailure
-from question_optimizer.generation.ledger import Result
+from question_optimizer.generation.ledger_records import Result
+from question_optimizer.records import PointId
 
 if TYPE_CHECKING:
     from question_optimizer.generation.corpus_index import CorpusIndex, Found, Ranks
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 ROUND_TRIP, AMBIGUOUS, TOO_EASY = "round_trip", "ambiguous", "too_easy"
 SAME_DOCUMENT = "same_document"
 _RECALL = (1, 5, 10, 20)
+_RETRIEVERS = ("dense", "bm25")
+_FAR = "above 100"
 _RANKS = ((1, "1"), (5, "2-5"), (10, "6-10"), (20, "11-20"), (100, "21-100"))
 
 
@@ -74,6 +77,7 @@ class Outcome(NamedTuple):
 
     refusal: GateFailure | None
     notes: tuple[GateFailure, ...] = ()
+    ranks: tuple[int, int] | None = None  # by embedding and by BM25, where it was searched for
 
 
 def check(
@@ -134,6 +138,51 @@ def _ambiguous(ranks: Ranks, band: Band) -> GateFailure | None:
     return GateFailure(AMBIGUOUS, f"finds {others} other chunks as well as its own")
 
 
+class RankCounts:
+    """How many questions find their chunk at what rank, by embedding and by BM25."""
+
+    def __init__(self) -> None:
+        self.questions = 0
+        self._seen: Counter[str] = Counter()
+
+    def add(self, dense: int, bm25: int, max_rank: int) -> None:
+        """One question; what counts as found is a rank up to `max_rank`."""
+        self.questions += 1
+        for name, rank in zip(_RETRIEVERS, (dense, bm25), strict=True):
+            self._seen[f"{name} found"] += rank <= max_rank
+            bucket = next((words for most, words in _RANKS if rank <= most), _FAR)
+            self._seen[f"{name} {bucket}"] += 1
+            for k in _RECALL:
+                self._seen[f"{name} within {k}"] += rank <= k
+        self._seen["both"] += max(dense, bm25) <= max_rank
+        self._seen["either"] += min(dense, bm25) <= max_rank
+
+    def figures(self) -> dict[str, Any]:
+        """`found` are shares within `max_rank`, `recall` within rank k; `ranks` are counts."""
+        n, names = self.questions, _RETRIEVERS
+        if not n:
+            return {"questions": 0}
+        return {
+            "questions": n,
+            "found": {
+                **{name: round(self._seen[f"{name} found"] / n, 4) for name in names},
+                "both": round(self._seen["both"] / n, 4),
+                "either": round(self._seen["either"] / n, 4),
+            },
+            "recall": {
+                name: {str(k): round(self._seen[f"{name} within {k}"] / n, 4) for k in _RECALL}
+                for name in names
+            },
+            "ranks": {
+                name: {
+                    words: self._seen[f"{name} {words}"]
+                    for words in (*(words for _, words in _RANKS), _FAR)
+                }
+                for name in names
+            },
+        }
+
+
 class RoundTrip:
     """The round trip over an index, for one batch of results after another.
 
@@ -147,7 +196,7 @@ class RoundTrip:
         self._index = index
         self._model = index.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
         self._easy = self._others = 0
-        self._seen: Counter[str] = Counter()
+        self._counts = RankCounts()
 
     def findings(self, results: Sequence[Result]) -> list[list[tuple[str, str]]]:
         """(gate, reason) of what the band refuses, for each result; [] for one that passes."""
@@ -155,6 +204,15 @@ class RoundTrip:
             [(outcome.refusal.gate, outcome.refusal.reason)] if outcome.refusal else []
             for outcome in self.outcomes(results)
         ]
+
+    def close(self) -> None:
+        """Release the index."""
+        self._index.close()
+
+    def unknown(self, chunk_ids: Sequence[PointId]) -> list[PointId]:
+        """Those that the index does not know."""
+        numbers = zip(chunk_ids, self._index.numbers(chunk_ids), strict=True)
+        return [chunk_id for chunk_id, number in numbers if number is None]
 
     def outcomes(self, results: Sequence[Result]) -> list[Outcome]:
         """What the band says of each; a chunk that the index does not know is never found."""
@@ -173,7 +231,8 @@ class RoundTrip:
         return outcomes
 
     def _accounted(self, ranks: Ranks) -> Outcome:
-        self._note(ranks)
+        at = ranks.dense.rank, ranks.bm25.rank
+        self._counts.add(*at, self.band.max_rank)
         share = self.band.easy_share
         room = (
             share is None
@@ -185,46 +244,14 @@ class RoundTrip:
             easy = is_easy(ranks, self.band)
             self._easy += easy
             self._others += not easy
-        return outcome
-
-    def _note(self, ranks: Ranks) -> None:
-        self._seen["questions"] += 1
-        for name, found in zip(("dense", "bm25"), _both(ranks), strict=True):
-            self._seen[f"{name} found"] += found.rank <= self.band.max_rank
-            bucket = next((words for most, words in _RANKS if found.rank <= most), "above 100")
-            self._seen[f"{name} {bucket}"] += 1
-            for k in _RECALL:
-                self._seen[f"{name} within {k}"] += found.rank <= k
-        either = [found.rank <= self.band.max_rank for found in _both(ranks)]
-        self._seen["both"] += all(either)
-        self._seen["either"] += any(either)
+        return outcome._replace(ranks=at)
 
     def figures(self) -> dict[str, Any]:
-        """All questions looked at, refused ones included, for the summary of a run.
-
-        `found` are shares within the band's rank, `recall` shares within rank k, `ranks` counts.
-        """
-        n, names = self._seen["questions"], ("dense", "bm25")
-        if not n:
-            return {"questions": 0}
+        """All questions looked at by this object, refused ones included, as `RankCounts` has them,
+        with the model, the number of chunks and the rank within which a question is found."""
         return {
-            "questions": n,
+            **self._counts.figures(),
             "model": self._model,
             "chunks": len(self._index),
-            "found": {
-                **{name: round(self._seen[f"{name} found"] / n, 4) for name in names},
-                "both": round(self._seen["both"] / n, 4),
-                "either": round(self._seen["either"] / n, 4),
-            },
-            "recall": {
-                name: {str(k): round(self._seen[f"{name} within {k}"] / n, 4) for k in _RECALL}
-                for name in names
-            },
-            "ranks": {
-                name: {
-                    words: self._seen[f"{name} {words}"]
-                    for words in (*(words for _, words in _RANKS), "above 100")
-                }
-                for name in names
-            },
+            "within": self.band.max_rank,
         }

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from question_optimizer import files
+from question_optimizer.errors import UserError
 from question_optimizer.generation import quotas
 from question_optimizer.generation.census import Census, by_chunk
-from question_optimizer.generation.ledger import Ledger, Result
-from question_optimizer.generation.quotas import Cell
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Result
+from question_optimizer.generation.quotas import LENGTHS, Cell
+from question_optimizer.generation.round_trip import BANDS
 from question_optimizer.generation.yields import (
     DIMENSIONS,
     Tally,
@@ -34,10 +38,12 @@ from question_optimizer.set_health import Item, set_health
 
 SCHEMA_VERSION = 1
 MAX_QUOTA_DISTANCE = 0.05  # total variation (facts on questions, section B)
+FEWEST_PLANNED = 20  # questions; the mix of fewer says little
 MAX_FAILED = 0.05  # share of the slots
 STATES = ("done", "rejected", "failed", "pending")
 
 TextsOf = Callable[[Sequence[PointId]], Mapping[PointId, str]]
+NamesOf = Callable[[Mapping[str, PointId]], Mapping[str, str]]  # of documents, by a chunk of each
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,12 @@ class Run:
     points, already_there, kept, without_text, beyond_limit
                     chunks of the collection, and those passed over: with somebody else's question,
                     done under another configuration, without a text, beyond --limit
-    documents       of the collection; None where nobody counted them
     made, seconds   questions that were accepted in so many seconds: the speed
     reason, until   why it ended early, and from when on it can go on (ISO 8601); '' if it did not
-    round_trip      {"questions": n, "found": {"dense": share, "bm25": …, "both": …},
-                    "recall": {"dense": {"1": share, "5": …, "10": …}, …},
-                    "ranks": {"dense": {"1": n, "2-5": …}, …}}, each part where it is known
+    round_trip      what this run searched for, as `RoundTrip.figures` gives it; None for nothing
+    max_rank        what counts as found where the summary is made from the ledger's ranks
     accounts        one dict an account, as `LLMDispatcher.snapshot` gives them
-    resume, undo    commands, for people
+    undo            the command that takes its questions out again; '' where there is none
     """
 
     name: str = ""
@@ -64,7 +68,6 @@ class Run:
     kept: int = 0
     without_text: int = 0
     beyond_limit: int = 0
-    documents: int | None = None
     per_chunk: int = 1
     refills: int = 0
     started: str = ""
@@ -74,10 +77,9 @@ class Run:
     reason: str = ""
     until: str = ""
     round_trip: Mapping[str, Any] | None = None
-    near_duplicates: Mapping[str, Any] | None = None
+    max_rank: int = 10
     accounts: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    resume: str = ""
     undo: str = ""
 
 
@@ -89,34 +91,39 @@ def summarise(
     run: Run | None = None,
     gold: Sequence[Item] | None = None,
     texts_of: TextsOf | None = None,
+    names_of: NamesOf | None = None,
+    asks_again: Callable[[Result], bool] = lambda _: False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything about the questions of the ledger's configuration, as JSON takes it.
 
-    `targets` are what cells were to get, as shares or as numbers of questions; None where nothing
-    was planned. `texts_of` gives the chunks of a sample of questions, so that its health can tell
-    how much was copied; `gold` is what that health is compared with. Reads the ledger once, row by
-    row.
+    `targets` are the shares that cells were to get, or any numbers in the same proportions; None
+    where nothing was planned. `texts_of` gives the chunks of a sample of questions, so that its
+    health can tell how much was copied; `gold` is what that health is compared with. `names_of`
+    gives the names of the documents that are listed. Refused slots that `asks_again` holds of count
+    as to be made. Reads the ledger once, row by row.
     """
     run = run or Run()
     with Tally() as tally:
-        found = Census(policy, random.Random(seed))
+        found = Census(policy, random.Random(seed), asks_again=asks_again, max_rank=run.max_rank)
         for chunk in by_chunk(ledger):
             found.add(chunk, tally)
         by_dimension = {dimension: yields(tally, dimension) for dimension in DIMENSIONS}
+        names = _name_documents(tally, by_dimension["document"], names_of)
     summary = {
         **_head(ledger, policy, run),
         **_counts(found, by_dimension, run),
         "quotas": _quotas(targets, found) if targets else None,
-        "round_trip": None if run.round_trip is None else dict(run.round_trip),
-        "near_duplicates": None if run.near_duplicates is None else dict(run.near_duplicates),
+        "round_trip": _round_trip(found, run),
+        "rules": _rules(policy, run),
         "write_back": _write_back(ledger),
         "health": _health(found.sample, gold, texts_of),
         **_tail(run),
     }
     summary["sentence"] = _sentence(summary)
+    summary["without"] = _without(summary)
     whole = by_dimension["type"].whole
-    summary["warnings"] = [*gate_warnings(whole, by_dimension), *_warnings(summary)]
+    summary["warnings"] = [*gate_warnings(whole, by_dimension, names), *_warnings(summary)]
     return summary
 
 
@@ -125,13 +132,32 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> bool:
     return files.write_json(path, summary)
 
 
+def told_before(path: Path, fingerprint: str) -> dict[str, Any]:
+    """The summary of this configuration that stands there; {} where there is none to be read."""
+    with suppress(UserError, AttributeError, KeyError, TypeError):
+        told = files.read_json(path, made_by=None)
+        return told if told["configuration"].get("fingerprint") == fingerprint else {}
+    return {}
+
+
 # ---------------------------------------------------------------------- parts of the summary
+
+
+def _name_documents(tally: Tally, documents: Yields, names_of: NamesOf | None) -> Mapping[str, str]:
+    """Put a "name" beside every document that is listed; the names, also of suspicious ones."""
+    wanted = (one["kind"] for one in [*documents.listed, *documents.suspects])
+    chunks = tally.chunks_of(dict.fromkeys(kind for kind in wanted if kind))
+    names = names_of(chunks) if names_of else {}
+    for one in documents.listed:
+        one["name"] = names.get(one["kind"])
+    return names
 
 
 def _head(ledger: Ledger, policy: str, run: Run) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "sentence": "",
+        "without": "",
         "warnings": [],
         "rehearsal": run.rehearsal,
         "policy": policy,
@@ -155,7 +181,7 @@ def _counts(found: Census, by_dimension: Mapping[str, Yields], run: Run) -> dict
         "words": {str(words): n for words, n in sorted(found.words.items())},
         "usage": found.usage(),
         "failures": found.failures.told(),
-        "coverage": _coverage(by_dimension["document"], run),
+        "coverage": _coverage(by_dimension["document"], found, run),
     }
 
 
@@ -166,7 +192,6 @@ def _tail(run: Run) -> dict[str, Any]:
             "exit_code": run.exit_code,
             "reason": run.reason,
             "until": run.until,
-            "resume": run.resume,
             "undo": run.undo,
         },
         "times": {
@@ -192,14 +217,20 @@ def _configuration(ledger: Ledger, run: Run) -> dict[str, Any]:
 
 
 def _chunk_counts(found: Census, run: Run) -> dict[str, Any]:
-    """A chunk is done with its first question; else what may still come of it counts."""
+    """A chunk is done with its first question; else what may still come of it counts. Beyond the
+    limit are those that no earlier run came to; what none came to and no limit is to blame for is
+    known where the chunks of the collection were counted."""
+    known = found.chunks.total() + run.already_there + run.kept + run.without_text
+    rest = run.beyond_limit if run.points is None else max(0, run.points - known)
+    beyond_limit = min(run.beyond_limit, rest)
     return {
         "points": run.points,
         **{state: found.chunks[state] for state in STATES},
         "already_there": run.already_there,
         "kept": run.kept,
         "without_text": run.without_text,
-        "beyond_limit": run.beyond_limit,
+        "beyond_limit": beyond_limit,
+        "not_reached": None if run.points is None else rest - beyond_limit,
         "per_chunk": run.per_chunk,
     }
 
@@ -221,14 +252,21 @@ def _gates(one: Yields, found: Census) -> list[dict[str, Any]]:
 
 
 def _quotas(targets: Mapping[Cell, float], found: Census) -> dict[str, Any]:
-    """Accepted questions against the plan for all slots, by cell; distances are of the mixes."""
-    achieved = found.cells
-    total = sum(targets.values())
-    pairs = quotas.total_variation(quotas.by_pair(achieved), quotas.by_pair(targets))
-    every = quotas.total_variation(achieved, targets)
+    """Accepted questions against the plan for all slots, by cell; distances are of the mixes.
+
+    Questions without a planned length were made before there was a plan, and are counted apart.
+    """
+    achieved = Counter({cell: n for cell, n in found.cells.items() if cell.query_length})
+    unplanned = found.cells.total() - achieved.total()
+    slots, total = found.slots.total() - unplanned, sum(targets.values())
+    counts = quotas.planned(targets, slots)  # as near to the shares as whole questions come
+    pairs = quotas.total_variation(quotas.by_pair(achieved), quotas.by_pair(counts))
+    every = quotas.total_variation(achieved, counts)
     return {
-        "target": found.slots.total(),
+        "even": quotas.is_even(targets),
+        "target": slots,
         "achieved": achieved.total(),
+        "unplanned": unplanned,
         "distance": {
             "type_format": round(pairs, 4) if achieved else None,
             "all": round(every, 4) if achieved else None,
@@ -242,18 +280,45 @@ def _quotas(targets: Mapping[Cell, float], found: Census) -> dict[str, Any]:
                 "target": row.planned,
                 "achieved": row.achieved,
             }
-            for row in quotas.plan_table(targets, achieved, found.slots.total())
+            for row in quotas.plan_table(targets, achieved, slots)
         ],
     }
 
 
-def _coverage(documents: Yields, run: Run) -> dict[str, Any]:
-    """Documents with at least one question, of those in the collection where they are counted."""
-    known = documents.kinds if run.documents is None else max(run.documents, documents.kinds)
+def _coverage(documents: Yields, found: Census, run: Run) -> dict[str, Any]:
+    """Documents with at least one question, of those that something was asked about. These are
+    `all` if that was every chunk of the collection."""
+    known = documents.kinds
     return {
         "documents": known,
+        "all": found.chunks.total() == run.points,
         "with_questions": documents.with_questions,
         "share": round(documents.with_questions / known, 4) if known else None,
+        "without": {state: documents.states[state] for state in ("pending", "given_up", "failed")},
+    }
+
+
+def _round_trip(found: Census, run: Run) -> dict[str, Any] | None:
+    """Over all questions whose ranks the ledger has, whichever run searched for them; those of this
+    run alone where it has none. `of` are the questions that a search decides on."""
+    this_run = dict(run.round_trip or {})
+    if not found.ranks.questions:
+        return {**this_run, "of": None} if this_run.get("questions") else None
+    return {
+        **this_run,
+        **found.ranks.figures(),
+        "within": run.max_rank,
+        "of": max(found.to_search, found.ranks.questions),
+        "in_this_run": this_run.get("questions", 0),
+    }
+
+
+def _rules(policy: str, run: Run) -> dict[str, Any]:
+    """The numbers behind the words: how long is long, and what the policy's band lets pass."""
+    band = BANDS.get(policy)
+    return {
+        "lengths": {form: {k: list(v) for k, v in by.items()} for form, by in LENGTHS.items()},
+        "round_trip": {**asdict(band), "max_rank": run.max_rank} if band else None,
     }
 
 
@@ -315,34 +380,57 @@ def _sentence(summary: Mapping[str, Any]) -> str:
     if questions["refused"]:
         part = percent(questions["yield"]["value"])
         said += f", {part} of the {questions['asked']:,} that were asked"
+    unchecked = 0 if summary["policy"] == "off" else questions["unchecked"]
     left = [
-        f"{slots[state]:,} {words}"
-        for state, words in (
-            ("rejected", "given up"),
-            ("failed", "failed"),
-            ("pending", "to be made"),
+        f"{count:,} {words}"
+        for count, words in (
+            (unchecked, "not yet checked against the corpus"),
+            (slots["rejected"], "given up"),
+            (slots["failed"], "failed"),
+            (slots["pending"], "to be made"),
         )
-        if slots[state]
+        if count
     ]
     return f"{said}; {', '.join(left)}." if left else f"{said}."
+
+
+_NO_QUESTION = {
+    "pending": "to be made",
+    "rejected": "given up",
+    "given_up": "given up",
+    "failed": "failed",
+    "without_text": "without a text",
+    "beyond_limit": "beyond --limit",
+    "not_reached": "not reached yet",
+}
+
+
+def _without(summary: Mapping[str, Any]) -> str:
+    """How many chunks and documents have no question, and why; '' if all that is known has one."""
+    chunks, coverage = summary["chunks"], summary["coverage"]
+    counts = {key: chunks[key] or 0 for key in _NO_QUESTION if key in chunks}
+    said = _counted(counts, "chunk")
+    of = coverage["documents"]
+    whole = f"of {of:,}" if coverage["all"] else f"of {of:,} asked about"
+    documents = _counted(coverage["without"], "document", whole)
+    return f"Without a question: {'; '.join(filter(None, (said, documents)))}." if said else ""
+
+
+def _counted(counts: Mapping[str, int], noun: str, of: str = "") -> str:
+    """ "12 chunks (9 given up, 3 failed)", "3 chunks (failed)"; '' for none."""
+    if not (total := sum(counts.values())):
+        return ""
+    why = [(n, _NO_QUESTION[key]) for key, n in counts.items() if n]
+    said = ", ".join(f"{n:,} {words}" for n, words in why) if len(why) > 1 else why[0][1]
+    nouns = noun if total == 1 else f"{noun}s"
+    return " ".join(filter(None, (f"{total:,}", nouns, of, f"({said})")))
 
 
 def _warnings(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Beside the gates: quotas missed, failures, and the alarms of the questions as a set."""
     slots = summary["slots"]
-    if summary["quotas"]:
-        distance = summary["quotas"]["distance"]
-        missed = [
-            f"{percent(distance[key], 1)} {words}"
-            for key, words in (("type_format", "by type and format"), ("all", "with length"))
-            if distance[key] is not None and distance[key] > MAX_QUOTA_DISTANCE
-        ]
-        if missed:
-            yield {
-                "code": "quotas",
-                "text": f"the questions miss the plan's mix: {', '.join(missed)} (total variation, "
-                f"limit {percent(MAX_QUOTA_DISTANCE)})",
-            }
+    if _is_over(summary):
+        yield from _missed(summary["quotas"])
     made = sum(slots[state] for state in ("done", "rejected", "failed"))
     if made and slots["failed"] / made > MAX_FAILED:
         yield {
@@ -353,3 +441,24 @@ def _warnings(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for alarm in (summary["health"] or {}).get("alarms", []):
         if alarm["level"] == "warning":
             yield {"code": f"health-{alarm['code']}", "text": alarm["text"]}
+
+
+def _is_over(summary: Mapping[str, Any]) -> bool:
+    """Whether no more questions are to come: until then every mix is on its way."""
+    waiting = summary["slots"]["pending"] or summary["questions"]["unchecked"]
+    return not (waiting or summary["end"]["reason"])
+
+
+def _missed(plan: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The figures stand in `quotas`; of few questions one that is missing would be a miss."""
+    if not plan or plan["achieved"] < FEWEST_PLANNED:
+        return
+    if max(plan["distance"].values()) > MAX_QUOTA_DISTANCE:
+        last = max(plan["cells"], key=lambda cell: cell["target"] - cell["achieved"])
+        name = ", ".join(last[key] or "not known" for key in ("type", "format", "length"))
+        yield {
+            "code": "quotas",
+            "text": f"the questions miss the plan's mix by more than {percent(MAX_QUOTA_DISTANCE)} "
+            f"(total variation): most are missing of {name}, {last['achieved']:,} of "
+            f"{last['target']:,} are there",
+        }

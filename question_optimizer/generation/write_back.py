@@ -22,7 +22,8 @@ from question_optimizer.files import digest
 from question_optimizer.generation.checks import text_digest
 from question_optimizer.generation.client_writer import Change, Changes, ClientWriter
 from question_optimizer.generation.folder_writer import FolderWriter
-from question_optimizer.generation.ledger import Ledger, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Result
 from question_optimizer.generation.node_json import restored, with_keys
 from question_optimizer.hostile_text import one_line
 from question_optimizer.records import PointId
@@ -47,11 +48,13 @@ class Target(Protocol):
 
 
 class Written(NamedTuple):
-    """How many points got a new value, had it already, or are not there to be written."""
+    """How many points got a new value, had it already, are not there to be written, or hold
+    somebody else's question, which stays."""
 
     changed: int
     unchanged: int
     missing: list[PointId]
+    foreign: int = 0
 
 
 class Undone(NamedTuple):
@@ -151,6 +154,18 @@ def was_edited(payload: Mapping[str, Any]) -> bool:
     return bool(told["questions"] != _checksum(payload))
 
 
+def is_foreign(payload: Mapping[str, Any], ours: Iterable[Result]) -> bool:
+    """Whether the question that stands there is not one that we put there."""
+    stored, told = payload.get(QUERY_KEY), payload.get(PROVENANCE_KEY)
+    if not stored or stored in {result.query for result in ours}:
+        return False
+    if not isinstance(told, dict):
+        return True
+    # Of the question alone: a client that died in mid-write may have left a former list beside it.
+    marked = str(told.get("questions", ""))[:8]
+    return marked not in ("", _checksum(payload)[:8])
+
+
 # ---------------------------------------------------------------------- into the collection
 
 
@@ -172,26 +187,39 @@ def apply(
     run: str,
     batch: int = _BATCH,
     provenance_extra: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
 ) -> Written:
     """Write every chunk whose questions wait; `run` names it in the journal and the provenance.
 
     Chunks that are not there, or whose text is another than the questions were made from, keep
-    waiting. Repeating it after a crash writes what is left.
+    waiting; so do, without `overwrite`, those that hold somebody else's question by now. Repeating
+    it after a crash writes what is left.
     """
     given = {**(provenance_extra or {}), "run": run}
-    changed = unchanged = 0
+    changed = unchanged = foreign = 0
     missing: list[PointId] = []
-    for found, gone in _pending(ledger, target, batch, given):
+    for there, gone in _pending(ledger, target, batch, given):
+        found = [one for one in there if overwrite or not _stays(ledger, one)]
+        foreign += len(there) - len(found)
         changes = {one.chunk_id: one.change for one in found if one.change}
         formers = [(one.chunk_id, json.dumps(one.former)) for one in found if one.change]
         ledger.note_write(run, formers)
         vanished = target.update(changes)
-        there = [one for one in found if one.chunk_id not in vanished]
-        ledger.mark_results_written(result for one in there for result in one.results)
+        kept = [one for one in found if one.chunk_id not in vanished]
+        ledger.mark_results_written(result for one in kept for result in one.results)
         changed += len(changes) - len(vanished)
         unchanged += len(found) - len(changes)
         missing += [*gone, *vanished]
-    return Written(changed, unchanged, missing)
+    return Written(changed, unchanged, missing, foreign)
+
+
+def _stays(ledger: Ledger, one: _Pending) -> bool:
+    """Whether somebody else's question stands there, and not one of ours without a provenance."""
+    if not is_foreign(one.payload, one.results):
+        return False
+    ours = ledger.slots_of([one.chunk_id])[one.chunk_id]
+    bare = PROVENANCE_KEY not in one.payload  # as earlier versions wrote
+    return is_foreign(one.payload, ours) and not (bare and ledger.former([one.chunk_id]))
 
 
 def _pending(
@@ -229,11 +257,15 @@ def _fitting(
 # ---------------------------------------------------------------------- to look at
 
 
-def diff(ledger: Ledger, target: Target, *, limit: int, batch: int = _BATCH) -> Iterator[str]:
+def diff(
+    ledger: Ledger, target: Target, *, limit: int, batch: int = _BATCH, overwrite: bool = True
+) -> Iterator[str]:
     """What `apply` would change, in printable lines: the first `limit` points, then the counts."""
-    changed = unchanged = missing = 0
-    for found, gone in _pending(ledger, target, batch, {}):
+    changed = unchanged = foreign = missing = 0
+    for there, gone in _pending(ledger, target, batch, {}):
         missing += len(gone)
+        found = [one for one in there if overwrite or not _stays(ledger, one)]
+        foreign += len(there) - len(found)
         for one in found:
             unchanged += not one.change
             if one.change:
@@ -242,7 +274,8 @@ def diff(ledger: Ledger, target: Target, *, limit: int, batch: int = _BATCH) -> 
                     yield from _difference(one)
     if changed > limit:
         yield f"… and {changed - limit} more"
-    yield f"{changed} to change, {unchanged} hold their question already, {missing} not there"
+    stay = f", {foreign} hold somebody else's" if foreign else ""
+    yield f"{changed} to change, {unchanged} hold their question already, {missing} not there{stay}"
 
 
 def _difference(one: _Pending) -> Iterator[str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
-from question_optimizer.generation.ledger import Refusal, Result
+from question_optimizer.generation.ledger_records import Refusal, Result
+from question_optimizer.records import PointId
 from question_optimizer.statistics import wilson
 
 What = Literal["accepted", "failed", "given_up", "pending", "refused", "recorded"]
@@ -106,6 +107,7 @@ class Tally:
     def __init__(self, held: int = _HELD) -> None:
         self._held = held
         self._counts: Counter[tuple[str, str, str, str]] = Counter()
+        self._chunks: dict[str, str] = {}  # the id of a chunk of each document
         self._spilt: sqlite3.Connection | None = None
 
     def close(self) -> None:
@@ -125,6 +127,7 @@ class Tally:
             self._count(result, "recorded", gate, result)
         for one in refusals:
             self._count(one, "refused", one.gate, result)
+        self._chunks.setdefault(result.document, str(result.chunk_id))
         if len(self._counts) > self._held:
             self._spill()
 
@@ -143,6 +146,17 @@ class Tally:
                 else:
                     (kind.gates if what == "refused" else kind.recorded)[gate] += n
             yield kind
+
+    def chunks_of(self, documents: Iterable[str]) -> dict[str, PointId]:
+        """A chunk of each of these documents, the first that was counted."""
+        if self._spilt is None:
+            found = {one: self._chunks[one] for one in documents if one in self._chunks}
+        else:
+            self._spill()
+            select = "SELECT chunk FROM chunks WHERE document=?"
+            rows = ((one, self._spilt.execute(select, (one,)).fetchone()) for one in documents)
+            found = {one: row[0] for one, row in rows if row}
+        return {one: int(chunk) if chunk.isdecimal() else chunk for one, chunk in found.items()}
 
     def _rows(self, dimension: str) -> Iterator[tuple[str, str, str, int]]:
         if self._spilt is None:
@@ -166,11 +180,14 @@ class Tally:
                 "CREATE TABLE counts (dimension TEXT, kind TEXT, what TEXT, gate TEXT, n INTEGER, "
                 "PRIMARY KEY (dimension, kind, what, gate)) WITHOUT ROWID"
             )
+            self._spilt.execute("CREATE TABLE chunks (document TEXT PRIMARY KEY, chunk TEXT)")
         self._spilt.executemany(
             "INSERT INTO counts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET n=n+excluded.n",
             ((*key, n) for key, n in sorted(self._counts.items())),
         )
+        self._spilt.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?)", self._chunks.items())
         self._counts.clear()
+        self._chunks.clear()
 
 
 @dataclass
@@ -181,28 +198,41 @@ class Yields:
     rest: dict[str, Any] | None  # sum of the kinds with the fewest questions, where there are many
     whole: Kind
     kinds: int
-    with_questions: int
+    states: Counter[What]  # kinds with an accepted question, and the others by what they have
     suspects: list[dict[str, Any]]
+
+    @property
+    def with_questions(self) -> int:
+        return self.states["accepted"]
 
 
 def yields(tally: Tally, dimension: str, *, most: int = MOST_KINDS) -> Yields:
     """The yields of a dimension; of more than `most` kinds those with the most questions."""
-    whole, with_questions, count = Kind(), 0, 0
+    whole, count = Kind(), 0
+    states: Counter[What] = Counter()
     suspects: list[dict[str, Any]] = []
 
     def passing() -> Iterator[tuple[int, int, Kind]]:
-        nonlocal with_questions, count
+        nonlocal count
         for place, kind in enumerate(tally.kinds(dimension)):
             whole.add(kind)
             count += 1
-            with_questions += kind.accepted > 0
+            states.update(_state(kind))
             suspects.extend(suspicious(kind, dimension))
             yield kind.asked + kind.failed, -place, kind
 
     kept = [kind for _, _, kind in heapq.nlargest(most, passing())]
     rest = _rest(whole, kept, count)
     kept.sort(key=lambda kind: (_rank(kind), -kind.asked, kind.name))
-    return Yields([k.figures() for k in kept], rest, whole, count, with_questions, suspects)
+    figures = [k.figures() for k in kept]
+    return Yields(figures, rest, whole, count, states, suspects)
+
+
+def _state(kind: Kind) -> list[What]:
+    """The state that counts: what may still come of a kind goes before what will not. [] of a kind
+    that has no slot, but only questions that were refused."""
+    states: tuple[What, ...] = ("accepted", "pending", "failed", "given_up")
+    return [state for state in states if getattr(kind, state)][:1]
 
 
 def _rank(kind: Kind) -> float:
@@ -244,12 +274,14 @@ def suspicious(kind: Kind, dimension: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def gate_warnings(whole: Kind, by_dimension: dict[str, Yields]) -> list[dict[str, Any]]:
+def gate_warnings(
+    whole: Kind, by_dimension: dict[str, Yields], names: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """What to suspect, in sentences: a gate that stops too many of all questions once, else by
-    kind, the worst first."""
+    kind, the worst first. `names` are those of documents, for people."""
     overall = list(suspicious(whole, "all"))
     told = {one["gate"] for one in overall}
-    found = [{"code": "gate", "text": _said(one), **one} for one in overall]
+    found = [{"code": "gate", "text": _said(one, names), **one} for one in overall]
     for dimension in SUSPECTED:
         by_gate: dict[str, list[dict[str, Any]]] = {}
         for one in by_dimension[dimension].suspects:
@@ -260,7 +292,7 @@ def gate_warnings(whole: Kind, by_dimension: dict[str, Yields]) -> list[dict[str
             left = len(suspects) - _WARNED
             for place, one in enumerate(suspects[:_WARNED]):
                 more = f", and as many of {left} others" if left > 0 and place == 0 else ""
-                found.append({"code": "gate", "text": _said(one, more), **one})
+                found.append({"code": "gate", "text": _said(one, names, more), **one})
     return found
 
 
@@ -274,9 +306,11 @@ _OF = {
 }
 
 
-def _said(one: dict[str, Any], more: str = "") -> str:
+def _said(one: dict[str, Any], names: Mapping[str, str], more: str = "") -> str:
     verb = "refuses" if one["enforced"] else "would refuse"
-    of = _OF[one["dimension"]].format((one["kind"] or "not known")[:80])
+    kind = one["kind"] or "not known"
+    name = names.get(kind, kind) if one["dimension"] == "document" else kind
+    of = _OF[one["dimension"]].format(name[:80])
     return (
         f"gate {one['gate']} {verb} {percent(one['share'])} of {of} ({one['stopped']:,} of "
         f"{one['asked']:,}; 95 % interval {percent(one['low'])} to {percent(one['high'])}){more}: "

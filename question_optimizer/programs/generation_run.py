@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from question_optimizer import files
 from question_optimizer.chunk_store import ChunkStore
-from question_optimizer.errors import INTERRUPTED, StopRun, UserError, reason_of
+from question_optimizer.errors import INTERRUPTED, TRY_LATER, StopRun, UserError, reason_of
 from question_optimizer.generation import maintenance, write_back
 from question_optimizer.generation.backlog import Backlog
 from question_optimizer.generation.checks import ENFORCED
-from question_optimizer.generation.ledger import Ledger, Result
-from question_optimizer.generation.repeats import QuestionIndex
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Result
+from question_optimizer.generation.repeats import QuestionIndex, delete_former_indexes
 from question_optimizer.generation.settling import Settled, fill, settle
 from question_optimizer.programs.production import Character, Engine, Offload, Production
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from question_optimizer.generation.round_trip import RoundTrip
     from question_optimizer.generation.stored_vectors import StoredVectors
     from question_optimizer.personas import PersonaMatcher
-    from question_optimizer.records import Chunk
+    from question_optimizer.records import Chunk, Persona
 
 _WRITE_EVERY = 500  # questions between two write-backs through a client that is open anyway
 
@@ -86,13 +89,15 @@ class GenerationRun:
         )
         stopped: StopRun | UserError | None = None
         try:
-            await self.run.io(self.ledger.admit_former)
+            await self._settle(others=True)  # what they left is kept, so it is checked too
             await self._settle()  # what an earlier run left, so that the rest is this one's
             await production.work(self.backlog.first_pass())
             await self._settle()
             while await self._refilled(production):
                 await self._settle()
-        except StopRun as stop:
+        except (StopRun, UserError) as stop:
+            if isinstance(stop, UserError) and stop.exit_code != TRY_LATER:
+                raise
             stopped = stop
             if stop.exit_code == INTERRUPTED and self._settling_takes_long:
                 return stop  # somebody waits; the next start checks and writes
@@ -106,9 +111,11 @@ class GenerationRun:
         return figures if figures.get("questions") else None
 
     def close(self) -> None:
-        """Release the index of questions. Blocking."""
+        """Release the indexes of questions and of the corpus. Blocking."""
         if self._repeats is not None:
             self._repeats.close()
+        if self._round_trip is not None:
+            self._round_trip.close()
 
     async def _refilled(self, production: Production) -> bool:
         """Ask again where a question was refused and tries are left; whether there was any."""
@@ -130,10 +137,10 @@ class GenerationRun:
                 await self._settle()
                 await self._write_back()
 
-    async def _settle(self) -> Settled:
+    async def _settle(self, *, others: bool = False) -> Settled:
         self.told.doing("checking against the corpus")
         try:
-            settled = await self.run.embedding(self._settle_now)
+            settled = await self.run.embedding(self._settle_others if others else self._settle_now)
         finally:
             self.told.doing("")
         self.told.settled(settled)
@@ -142,17 +149,35 @@ class GenerationRun:
     def _settle_now(self) -> Settled:
         if not self.ledger.unchecked(self.policy, 1):
             return Settled()  # and no model is loaded for it
+        return self._checked(self.ledger)
+
+    def _settle_others(self) -> Settled:
+        """What no policy checked of other configurations' questions; the rest of theirs stays as
+        it is. A chunk whose question is refused is this configuration's to do."""
+        total = Settled()
+        for configuration in self.ledger.never_checked():
+            with closing(Ledger(self.ledger.path, configuration)) as theirs:
+                settled = self._checked(theirs, never=True)
+            total.checked += settled.checked
+            total.refused += settled.refused
+        return total  # none is fresh: they are not among those that this run made
+
+    def _checked(self, ledger: Ledger, *, never: bool = False) -> Settled:
         if self._repeats is None:
             self._repeats = _index_at(self.index_path)
-            fill(self._repeats, self.ledger)
+            if self.policy != "off":
+                fill(self._repeats, self.ledger, stopped=self.run.over.is_set)
         if self._round_trip is None and self.policy in ENFORCED:
             self._round_trip = self.round_trip()
         return settle(
-            self.ledger,
+            ledger,
             self.policy,
             self._repeats,
             texts_of=self.backlog.texts_of,
             round_trip=self._round_trip,
+            stopped=self.run.over.is_set,
+            redo=self.backlog.wanted.changed == "redo",
+            never=never,
         )
 
     async def _write_back(self) -> UserError | None:
@@ -176,18 +201,58 @@ class GenerationRun:
         if self.open_target is None:
             return None
         return maintenance.apply(
-            self.ledger.path, self.store.collection, self.open_target, run=self.id
+            self.ledger.path,
+            self.store.collection,
+            self.open_target,
+            run=self.id,
+            overwrite=self.backlog.wanted.overwrite,
         )
 
 
 def _index_at(path: Path) -> QuestionIndex:
-    """It is a cache: a damaged one is made anew from the ledger."""
+    """It is a cache: a damaged one is made anew from the ledger, and the files that earlier
+    versions kept for each configuration are deleted."""
+    delete_former_indexes(path.parent)
     try:
         return QuestionIndex(path)
     except UserError:
         for part in path.parent.glob(f"{path.name}*"):
             part.unlink()
         return QuestionIndex(path)
+
+
+def configuration_for(
+    collection: str,
+    program: Any,
+    asks: Callable[[str], Any] | Sequence[Persona],
+    *,
+    models: Sequence[str],
+    text_key: str | None,
+) -> Configuration:
+    """Whose questions a run makes, and what they depend on. A function of the host's, and a program
+    of its own with `acall`, are known by their names."""
+    if callable(asks):
+        personas: Any = _name_of(asks)
+    else:
+        personas = [persona.model_dump() for persona in asks]
+    if hasattr(program, "dump_state"):
+        state = program.dump_state()
+    else:
+        state = f"{type(program).__module__}.{type(program).__qualname__}"
+    return Configuration(
+        collection=collection,
+        pipeline=files.digest(state)[:16],
+        personas=files.digest(personas)[:16],
+        models=tuple(models),
+        text_key=text_key,
+    )
+
+
+def _name_of(function: Callable[[str], Any]) -> str:
+    """The same from one start to the next."""
+    function = getattr(function, "func", function)  # functools.partial
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}.{name}"
 
 
 async def characters_of(

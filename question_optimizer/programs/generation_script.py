@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,13 +23,15 @@ from question_optimizer.generation.outcome import (
 )
 
 if TYPE_CHECKING:
-    from question_optimizer.chunk_store import ChunkStore
+    from question_optimizer.generation.preview import Preview
     from question_optimizer.programs.ray_engine import RayEngine
+    from question_optimizer.progress import Progress
     from question_optimizer.providers import LLMClientConfig
 
 Make = Callable[..., Any]  # OptimizedQuestionGenerator, which stands above
-_SHOWN = 3  # points of a diff
 _ENOUGH = 10  # questions by which the rest is judged
+_COUNTED_AT_ONCE = 20_000  # chunks, while somebody waits for a question
+_WHERE = ("qdrant_path", "qdrant_url", "collection", "data_dir", "embedding_model")
 
 
 def parse(argv: list[str] | None, doc: str | None) -> argparse.Namespace:
@@ -81,11 +84,15 @@ def parse(argv: list[str] | None, doc: str | None) -> argparse.Namespace:
     changed.add_argument(
         "--redo",
         action="store_true",
-        help="make all of it again; with --apply: also what was undone",
+        help="make that again; with --apply: write also what was undone",
     )
     again.add_argument("--retry-failed", action="store_true", help="try failed questions again")
     again.add_argument("--retry-rejected", action="store_true", help="and those that were given up")
-    return _parse_where(parser).parse_args(argv)
+    args = _parse_where(parser).parse_args(argv)
+    for flag, value in (("--ray-address", args.ray_address), ("--ray-workers", args.ray_workers)):
+        if value is not None and args.engine != "ray":
+            raise UserError(f"{flag} is about a cluster: add --engine ray, or leave it out")
+    return args
 
 
 def _parse_where(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -120,6 +127,8 @@ def run_script(argv: list[str] | None, doc: str | None, make: Make) -> int:
     args = parse(argv, doc)
     settings = load_settings(args)
     if args.apply or args.runs or args.undo:
+        from question_optimizer.programs.maintenance_script import maintain
+
         return maintain(settings, args)
     accounts = accounts_of(settings)
     if args.dry_run:
@@ -127,18 +136,33 @@ def run_script(argv: list[str] | None, doc: str | None, make: Make) -> int:
     try:
         summary = produce(settings, args, accounts, make, changed=_changed(args))
     except ConfigurationChanged as change:
-        if not sys.stdin.isatty() or (answer := _asked(change)) is None:
+        if not sys.stdin.isatty():
             raise
+        print(change, file=sys.stderr)
+        if change.chunks <= _COUNTED_AT_ONCE:
+            print(_redo_line(settings, args, accounts, make), file=sys.stderr)
+        if (answer := _asked()) is None:
+            raise UserError("nothing changed") from None
         summary = produce(settings, args, accounts, make, changed=answer)
-    return tell(summary, settings.data_dir)
+    return tell(summary, settings.data_dir, args)
 
 
 def _changed(args: argparse.Namespace) -> Literal["ask", "keep", "redo"]:
     return "keep" if args.keep else "redo" if args.redo else "ask"
 
 
-def _asked(change: ConfigurationChanged) -> Literal["keep", "redo"] | None:
-    print(change, file=sys.stderr)
+def _redo_line(
+    settings: Any, args: argparse.Namespace, accounts: list[LLMClientConfig], make: Make
+) -> str:
+    """What --redo would take, for somebody who has to choose."""
+    from question_optimizer.cli import dry_run_line
+
+    preview = _previewed(settings, args, accounts, make, changed="redo")
+    line = dry_run_line(accounts, {"student": preview.calls}, characters=preview.characters)
+    return f"redo: {preview.questions:,} questions, about {line.removeprefix('dry run: ')}"
+
+
+def _asked() -> Literal["keep", "redo"] | None:
     try:
         answer = input("keep, redo, or leave it [keep/redo/N]? ").strip().lower()
     except EOFError:
@@ -155,8 +179,9 @@ def produce(
     changed: Literal["ask", "keep", "redo"],
 ) -> GenerationSummary:
     """One run with the settings of a command line, shown as it goes."""
-    from question_optimizer.cli import Progress, finish_on_interrupt
+    from question_optimizer.cli import finish_on_interrupt
     from question_optimizer.dispatcher import LLMDispatcher, open_store
+    from question_optimizer.progress import Progress
 
     log_file = settings.data_dir / "daily_request_log.json"
     limits = open_store(log_file, url=settings.secret_of("limits_url"))
@@ -183,12 +208,10 @@ def produce(
         began = time.monotonic()
         progress: Progress = Progress(
             "questions",
-            lambda: generator.summary.to_do,
+            lambda: generator.summary.to_do - generator.summary.again,
+            again=lambda: generator.summary.again,
             spend=lambda: (engine or dispatcher).spend,
-            note=lambda: (
-                generator.summary.doing
-                or (engine.live_line() if engine else dispatcher.account_line())
-            ),
+            note=lambda: _note(generator.summary, dispatcher, engine),
             eta=lambda left: forecast_of(
                 dispatcher,
                 generator.summary,
@@ -196,8 +219,35 @@ def produce(
                 time.monotonic() - began - generator.summary.slept,
             ),
         )
-        with progress:
+        with progress, _said_by(progress):
             return asyncio.run(_generate_and_close(generator, dispatcher, engine))
+
+
+def _note(summary: GenerationSummary, dispatcher: Any, engine: RayEngine | None) -> str:
+    """What the run waits for, or how the accounts are."""
+    if summary.doing:
+        return summary.doing
+    if engine is not None:
+        return engine.live_line()
+    if not summary.to_do and not dispatcher.calls:
+        return "preparing: reading chunks, choosing who asks"
+    return str(dispatcher.account_line())
+
+
+@contextlib.contextmanager
+def _said_by(progress: Progress) -> Iterator[None]:
+    """Warnings that are logged meanwhile stand on lines of their own above the bar."""
+
+    class Saying(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            progress.say(record.getMessage())
+
+    handler = Saying(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _sources(settings: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -234,11 +284,6 @@ def _engine(settings: Any, args: argparse.Namespace) -> RayEngine | None:
     """The cluster, where one is asked for; None is this process."""
     if args.engine == "local":
         return None
-    if args.max_cost is not None or args.max_calls is not None:
-        raise UserError(
-            "--max-cost and --max-calls cannot be kept over several machines; leave them out, or "
-            "use --engine local"
-        )
     from dspy_pipeline import load_pipeline, pipeline_state
     from question_optimizer.programs.ray_engine import RayEngine
 
@@ -251,6 +296,8 @@ def _engine(settings: Any, args: argparse.Namespace) -> RayEngine | None:
         policy=args.gates,
         refills=args.refills,
         workers=args.ray_workers,
+        max_calls=args.max_calls,
+        max_cost=args.max_cost,
     )
 
 
@@ -292,94 +339,51 @@ def pipeline_file(settings: Any, args: argparse.Namespace) -> Path:
 def dry_run(settings: Any, args: argparse.Namespace, accounts: list[Any], make: Make) -> int:
     """What a run would make and write; nothing is called or changed."""
     from question_optimizer.cli import dry_run_line
-    from question_optimizer.dispatcher import LLMDispatcher
-    from question_optimizer.generation import maintenance
+    from question_optimizer.programs.maintenance_script import show_waiting
 
-    with LLMDispatcher(accounts) as dispatcher:  # asked for its models, never for a call
-        generator: Any = make(
-            **_sources(settings, args),
-            **_what(args),
-            changed="redo" if args.redo else "keep",
-            dispatcher=dispatcher,
-        )
-        preview = generator.preview()
-    with _collection(settings, even_if_locked=True) as store:
-        for line in maintenance.diff(settings.data_dir / LEDGER, store, limit=_SHOWN):
-            print(line)
-    for line in preview.told():
-        print(line)
-    print(dry_run_line(accounts, {"student": preview.calls}, characters=preview.characters))
-    return 0
-
-
-def maintain(settings: Any, args: argparse.Namespace) -> int:
-    """--runs, --apply and --undo: what needs no account and no pipeline."""
-    from question_optimizer.generation import maintenance
-
-    path = settings.data_dir / LEDGER
-    looks = args.runs or args.dry_run  # and needs no folder to itself
-    with _collection(settings, even_if_locked=looks or args.even_if_locked) as store:
-        if args.undo:
-            return _undo(settings, args, store)
-        with maintenance.opened(path, store.collection) as ledger:
-            for known in ledger.runs() if args.runs else ():
-                state = "undone" if known.undone else f"{known.chunks} chunks"
-                print(f"{known.run}  {known.at}  {state}")
-        if args.apply and args.dry_run:
-            for line in maintenance.diff(path, store, limit=_SHOWN):
-                print(line)
-        elif args.apply:
-            return _apply(settings, args, store)
-    return 0
-
-
-def _apply(settings: Any, args: argparse.Namespace, store: ChunkStore) -> int:
-    from question_optimizer.generation import maintenance
-    from question_optimizer.generation.write_back import new_run_id
-
-    path, run = settings.data_dir / LEDGER, new_run_id(datetime.now(UTC))
-    target = partial(maintenance.target_over, store, settings.qdrant_path)
-    written = maintenance.apply(path, store.collection, target, run=run, undone=args.redo)
-    if written is None:
-        print(f"nothing waits in {path}; --apply --redo brings back what was undone")
-        return 0
-    if written.missing:
-        print(f"{len(written.missing)} chunks no longer in the collection", file=sys.stderr)
-    print(f"{written.changed} chunks written back, {written.unchanged} had it already; run {run}")
-    return 0
-
-
-def _undo(settings: Any, args: argparse.Namespace, store: ChunkStore) -> int:
-    from question_optimizer.generation import maintenance, write_back
-
-    path = settings.data_dir / LEDGER
-    with maintenance.opened(path, store.collection) as ledger:
-        run = maintenance.run_named(ledger, args.undo)
-        with maintenance.target_over(store, settings.qdrant_path) as target:
-            undone = write_back.undo(ledger, target, run, dry_run=args.dry_run)
-    for count, what in (
-        (undone.changed_since, "were changed since, and are left as they are"),
-        (len(undone.missing), "are no longer in the collection"),
-    ):
-        if count:
-            print(f"{count} chunks {what}", file=sys.stderr)
-    what = "would be restored" if args.dry_run else "restored"
-    print(f"{undone.restored} chunks {what} as they were before run {run}")
-    return 0
-
-
-@contextlib.contextmanager
-def _collection(settings: Any, *, even_if_locked: bool) -> Iterator[ChunkStore]:
-    from config import store_of
-
-    store = store_of(settings, even_if_locked=even_if_locked)
     try:
-        yield store
-    finally:
-        store.close()
+        preview, undecided = _previewed(settings, args, accounts, make, changed=_changed(args)), ""
+    except ConfigurationChanged:
+        preview = _previewed(settings, args, accounts, make, changed="keep")
+        undecided = "counted as with --keep; --redo --dry-run counts all of them"
+    show_waiting(settings, overwrite=args.overwrite)
+    for line in filter(None, (*preview.told(), undecided)):
+        print(line)
+    most, calls = {"student": preview.most_calls}, {"student": preview.calls}
+    line = dry_run_line(accounts, calls, characters=preview.characters, most=most)
+    print(line if preview.calls else f"dry run: 0 calls, {_without_calls(settings, preview)}")
+    return 0
 
 
-def tell(summary: GenerationSummary, data_dir: Path) -> int:
+def _without_calls(settings: Any, preview: Preview) -> str:
+    """What a run that asks for nothing would do."""
+    from question_optimizer.generation.preview import held
+
+    path = settings.data_dir / LEDGER
+    there = held(path, preview.collection) if path.is_file() else None
+    if there and there.unchecked:
+        return f"{there.unchecked:,} questions to check against the corpus"
+    return "the questions above to write" if there and there.waiting else "nothing to do"
+
+
+def _previewed(
+    settings: Any,
+    args: argparse.Namespace,
+    accounts: list[LLMClientConfig],
+    make: Make,
+    *,
+    changed: Literal["ask", "keep", "redo"],
+) -> Preview:
+    from question_optimizer.dispatcher import LLMDispatcher
+
+    sources = {**_sources(settings, args), "even_if_locked": True}  # it is only looked at
+    with LLMDispatcher(accounts) as dispatcher:  # asked for its models, never for a call
+        generator: Any = make(**sources, **_what(args), changed=changed, dispatcher=dispatcher)
+        preview: Preview = generator.preview()
+    return preview
+
+
+def tell(summary: GenerationSummary, data_dir: Path, args: argparse.Namespace) -> int:
     """Say what came out, and return the exit code."""
     from question_optimizer.hostile_text import printable
     from question_optimizer.reports.generation_terminal import told
@@ -390,29 +394,63 @@ def tell(summary: GenerationSummary, data_dir: Path) -> int:
         "made by an earlier run": summary.resumed,
         "taken out by --undo, left out (--apply --redo puts them back)": summary.undone,
         "without text": summary.without_text,
-        "left for later by --limit": 0 if summary.stopped else summary.beyond_limit,
         "no longer in the collection": summary.missing,
+        "hold somebody else's question by now (--apply --overwrite)": summary.foreign,
     }
+    for line in _idle(summary, args) if summary.idle else ():
+        print(line, file=sys.stderr)
     for what, count in seen.items():
         if count:
-            print(f"{count} chunks {what}", file=sys.stderr)
-    for line in told(summary.report) if summary.report else ():
+            print(f"{count:,} chunks {what}", file=sys.stderr)
+    export = _export_command(args, everything=bool(summary.kept))
+    for line in told(summary.report, idle=summary.idle, export=export) if summary.report else ():
         print(printable(line), file=sys.stderr)
     if summary.failed or summary.failed_before:
-        before = f", {summary.failed_before} by earlier runs" if summary.failed_before else ""
-        print(f"{summary.failed} questions failed{before}; --retry-failed", file=sys.stderr)
+        before = f", {summary.failed_before:,} by earlier runs" if summary.failed_before else ""
+        print(f"{summary.failed:,} questions failed{before}; --retry-failed", file=sys.stderr)
     for chunk_id, reason in summary.problems.items():
         print(f"  {chunk_id}: {printable(reason)}", file=sys.stderr)
     if summary.stopped and summary.left:
-        print(f"{summary.left} questions still to make", file=sys.stderr)
+        print(f"{summary.left:,} questions still to make{_begun(summary)}", file=sys.stderr)
     note = " (rehearsal)" if summary.rehearsal else ""
-    written = f"{summary.written} chunks written back"
+    written = f"{summary.written:,} chunks written back"
     if summary.written:
         written += f" as run {summary.run}"
     print(
-        f"{summary.generated} questions generated{note}, {written} -> "
+        f"{summary.generated:,} questions generated{note}, {written} -> "
         f"{data_dir / (REPORT if summary.report else LEDGER)}"
     )
     if summary.stopped:
         raise UserError(summary.stopped, exit_code=summary.exit_code)
     return FAILED_ITEMS if summary.failed or summary.failed_before else 0
+
+
+def _idle(summary: GenerationSummary, args: argparse.Namespace) -> Iterator[str]:
+    """That there was nothing to do, for who waited for more."""
+    done = summary.complete + summary.kept + summary.already_there
+    everything = done and not summary.beyond_limit and not summary.failed_before
+    yield "everything is done already" if everything else "nothing to do"
+    if args.retry_failed and not summary.failed_before:
+        yield "--retry-failed: no question has failed"
+    if args.retry_rejected and not summary.rejected:
+        yield "--retry-rejected: no question was given up"
+
+
+def _begun(summary: GenerationSummary) -> str:
+    """Those of the questions still to make that stand in the ledger as such."""
+    begun = summary.report["slots"]["pending"] if summary.report else 0
+    return f", {min(begun, summary.left):,} of them begun" if begun else ""
+
+
+def _export_command(args: argparse.Namespace, *, everything: bool) -> str:
+    """The next phase on the same collection, to be pasted: flags as they were given here."""
+    from question_optimizer.exports.dataset import EVERY
+
+    flags = {name: getattr(args, name) for name in _WHERE if getattr(args, name) is not None}
+    given = [part for name, value in flags.items() for part in (_flag(name), str(value))]
+    rest = ["--configuration", EVERY] if everything else []
+    return shlex.join(["python", "export_questions.py", *given, *rest])
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

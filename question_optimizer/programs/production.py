@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from question_optimizer.generation.backlog import Todo
-from question_optimizer.generation.ledger import Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Refusal, Result
 from question_optimizer.programs.question_worker import Job, Keep, QuestionWorker
 from question_optimizer.records import Chunk, PointId
 
