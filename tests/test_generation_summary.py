@@ -7,13 +7,18 @@ import random
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from export_corpus import ListedStore, Passage
+from ledger_marks import mark_written
+from question_optimizer.generation.document_names import document_names
 from question_optimizer.generation.examples import examples
-from question_optimizer.generation.ledger import Configuration, Ledger, Refusal, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Refusal, Result
 from question_optimizer.generation.quotas import Cell, targets
 from question_optimizer.generation.summary import Run, summarise, write_summary
 from question_optimizer.generation.yields import DIMENSIONS, Tally, yields
@@ -217,6 +222,9 @@ def test_many_documents_are_listed_up_to_a_bound_and_the_rest_is_summed(record: 
             spilt.add(row, [])
             held.add(row, [])
         found, same = yields(spilt, "document", most=3), yields(held, "document", most=3)
+        wanted = ["6.html", "large.html", "none.html"]
+        first = {"6.html": 6, "large.html": 100}
+        assert spilt.chunks_of(wanted) == held.chunks_of(wanted) == first
     assert found == same
     assert [one["kind"] for one in found.listed] == ["large.html", "0.html", "1.html"]
     assert found.rest is not None
@@ -224,17 +232,136 @@ def test_many_documents_are_listed_up_to_a_bound_and_the_rest_is_summed(record: 
     assert found.with_questions == 8
 
 
-def test_coverage_is_of_the_documents_of_the_collection(record: Record) -> None:
+def test_coverage_is_of_the_documents_that_were_asked_about(record: Record) -> None:
     rows = [slot(1), gone(2, document="b.html"), slot(3, state="pending", document="c.html")]
-    summary = summarise(record(rows), policy="training", run=Run(documents=10))
-    assert summary["coverage"] == {"documents": 10, "with_questions": 1, "share": 0.1}
-    assert summarise(record(rows), policy="training")["coverage"]["documents"] == 3
+    summary = summarise(record(rows), policy="training", run=Run(points=3))
+    without = {"pending": 1, "failed": 0, "given_up": 1}
+    found = {"documents": 3, "all": True, "with_questions": 1, "share": 0.3333, "without": without}
+    assert summary["coverage"] == found
+    asked_about = summarise(record(rows), policy="training", run=Run(points=9))["coverage"]
+    assert (asked_about["documents"], asked_about["all"]) == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (
+            Run(points=4),
+            "Without a question: 3 chunks (1 to be made, 1 given up, 1 failed); 2 documents of 3 "
+            "(1 given up, 1 failed).",
+        ),
+        (
+            Run(points=20, already_there=2, kept=1, without_text=3, beyond_limit=4),
+            "Without a question: 16 chunks (1 to be made, 1 given up, 1 failed, 3 without a text, "
+            "4 beyond --limit, 6 not reached yet); 2 documents of 3 asked about (1 given up, 1 "
+            "failed).",
+        ),
+        (  # of those beyond the limit an earlier run did some
+            Run(points=5, beyond_limit=4),
+            "Without a question: 4 chunks (1 to be made, 1 given up, 1 failed, 1 beyond --limit); "
+            "2 documents of 3 asked about (1 given up, 1 failed).",
+        ),
+    ],
+)
+def test_chunks_and_documents_without_a_question_are_told_with_the_reason(
+    record: Record, run: Run, said: str
+) -> None:
+    rows = [slot(1), slot(2, state="pending", query=None), gone(3, document="b.html")]
+    rows += [slot(4, state="failed", query=None, document="c.html")]
+    assert summarise(record(rows), policy="training", run=run)["without"] == said
+    assert summarise(record(rows[:1]), policy="training", run=Run(points=1))["without"] == ""
+
+
+def test_what_will_be_asked_again_is_not_given_up(record: Record) -> None:
+    ledger = record([slot(1), gone(2, attempts=1), gone(3, attempts=3)])
+    summary = summarise(ledger, policy="training", asks_again=lambda slot: slot.attempts % 3 > 0)
+    assert summary["sentence"].endswith("1 given up, 1 to be made.")
+    assert (summary["slots"]["rejected"], summary["slots"]["pending"]) == (1, 1)
+    assert (summary["chunks"]["rejected"], summary["chunks"]["pending"]) == (1, 1)
+    assert (summary["questions"]["given_up"], summary["questions"]["pending"]) == (1, 1)
+
+
+def test_the_round_trip_is_over_all_that_the_ledger_knows_the_ranks_of(record: Record) -> None:
+    rows = [slot(n, dense_rank=n, bm25_rank=30) for n in range(1, 9)] + [slot(20)]
+    rows += [gone(30)]
+    place, number, refusal = refused(30, "round_trip")
+    refusals = [(place, number, replace(refusal, dense_rank=200, bm25_rank=40))]
+    refusals += [refused(30, "round_trip"), refused(30, "copies")]
+    this_run = {"questions": 2, "model": "m", "chunks": 100, "found": {}, "recall": {}, "ranks": {}}
+    run = Run(round_trip=this_run, max_rank=4)
+    found = summarise(record(rows, refusals), policy="training", run=run)["round_trip"]
+    assert (found["questions"], found["of"], found["in_this_run"]) == (9, 11, 2)
+    assert found["found"] == {"dense": 0.4444, "bm25": 0.0, "both": 0.0, "either": 0.4444}
+    assert found["recall"]["dense"] == {"1": 0.1111, "5": 0.5556, "10": 0.8889, "20": 0.8889}
+    assert found["ranks"]["bm25"] == {
+        "1": 0, "2-5": 0, "6-10": 0, "11-20": 0, "21-100": 9, "above 100": 0
+    }  # fmt: skip
+    assert (found["within"], found["model"], found["chunks"]) == (4, "m", 100)
+    old = summarise(record([slot(1)]), policy="training", run=run)["round_trip"]
+    assert (old["questions"], old["of"]) == (2, None)
+
+
+def named_chunk(number: int, document: str, file_name: str | None) -> Passage:
+    return Passage(number, document, "text", file_name=file_name)
+
+
+def test_documents_have_their_file_names_and_ids_only_where_these_are_alike(
+    record: Record,
+) -> None:
+    hostile = "<b>re\x1b[31mport\u202e\n.pdf"
+    store = ListedStore(
+        [
+            named_chunk(1, "d1", "wal.pdf"),
+            named_chunk(2, "d2", hostile),
+            named_chunk(3, "d3", "manual.pdf"),
+            named_chunk(4, "d4", "manual.pdf"),
+            named_chunk(5, "d5", None),
+            named_chunk(6, "d6", "x" * 300 + "/end.pdf"),
+        ]
+    )
+    rows = [slot(n, document=f"d{n}") for n in range(1, 8)] + [slot(9, document="d1")]
+    rows += [slot(400 + n, document="d4") for n in range(30)]
+    rows += [slot(700 + n, document="d7") for n in range(90)]
+    refusals = [refused(400 + n, "generic", query_type="analytical") for n in range(29)]
+    ledger = record(rows, refusals)
+    names_of = partial(document_names, store)
+    summary = summarise(ledger, policy="training", names_of=names_of)
+    names = {one["kind"]: one["name"] for one in summary["yields"]["document"]["listed"]}
+    long = names.pop("d6")
+    assert names == {
+        "d1": "wal.pdf",
+        "d2": "<b>report .pdf",
+        "d3": "manual.pdf [d3]",
+        "d4": "manual.pdf [d4]",
+        "d5": None,
+        "d7": None,  # its chunk is gone
+    }
+    assert long.startswith("…xxx") and long.endswith("x/end.pdf") and len(long) == 121
+    assert any("on document 'manual.pdf [d4]'" in w["text"] for w in summary["warnings"])
+    found = examples(ledger, names_of=names_of, seed=1)["accepted"]
+    assert {one["document"]: one["document_name"] for one in found}.items() <= {
+        **names, "d6": long, "d3": "manual.pdf", "d4": "manual.pdf"
+    }.items()  # fmt: skip
+
+
+def test_naming_documents_reads_one_chunk_of_each(record: Record) -> None:
+    read: list[int | str] = []
+
+    class Watched(ListedStore):
+        def payloads(self, ids: list[int | str]) -> Iterator[tuple[int | str, dict[str, Any]]]:
+            read.extend(ids)
+            return super().payloads(ids)
+
+    store = Watched([named_chunk(n, f"d{n % 3}", f"{n % 3}.pdf") for n in range(90)])
+    ledger = record([slot(n, document=f"d{n % 3}") for n in range(90)])
+    summarise(ledger, policy="training", names_of=partial(document_names, store))
+    assert len(read) == 3
 
 
 def test_write_back_tells_written_waiting_and_undone_chunks(record: Record) -> None:
     ledger = record([slot(n) for n in range(6)] + [slot(9, checked="")])
     ledger.note_write("run-1", [(n, "{}") for n in range(4)])
-    ledger.mark_written(range(4))
+    mark_written(ledger, range(4))
     ledger.mark_undone("run-1", [3])
     found = summarise(ledger, policy="training")["write_back"]
     assert (found["written"], found["waiting"], found["undone"]) == (3, 2, 1)
@@ -311,21 +438,55 @@ def test_quotas_stand_beside_what_came_of_them(record: Record) -> None:
         Cell("reasoning", "formal question", "short"): 0.5,
         Cell("analytical", "keywords", "short"): 0.5,
     }
-    rows = [slot(n) for n in range(6)]
-    rows += [slot(10 + n, query_type="analytical", query_format="keywords") for n in range(4)]
+    rows = [slot(n) for n in range(18)]
+    rows += [slot(90 + n, query_type="analytical", query_format="keywords") for n in range(12)]
     summary = summarise(record(rows), policy="training", targets=wanted)
     quotas = summary["quotas"]
     assert quotas["distance"] == {"type_format": 0.1, "all": 0.1}
     assert [(one["type"], one["target"], one["achieved"], one["share"]) for one in quotas["cells"]
-            ] == [("analytical", 5, 4, 0.5), ("reasoning", 5, 6, 0.5)]  # fmt: skip
+            ] == [("analytical", 15, 12, 0.5), ("reasoning", 15, 18, 0.5)]  # fmt: skip
     assert [w["text"] for w in summary["warnings"] if w["code"] == "quotas"] == [
-        "the questions miss the plan's mix: 10.0 % by type and format, 10.0 % with length (total "
-        "variation, limit 5 %)"
+        "the questions miss the plan's mix by more than 5 % (total variation): most are missing of "
+        "analytical, keywords, short, 12 of 15 are there"
     ]
     counts = dict.fromkeys(wanted, 5)  # numbers of questions say the same as shares
     assert summarise(record(rows), policy="training", targets=counts)["quotas"] == quotas
-    even = summarise(record(rows[:4] + rows[6:]), policy="training", targets=wanted)
-    assert not [w for w in even["warnings"] if w["code"] == "quotas"]
+    for fine in (
+        rows[:12] + rows[18:],
+        rows[:9] + rows[18:22],  # too few to tell
+        [*rows, slot(200, state="pending", query=None)],  # on its way
+    ):
+        even = summarise(record(fine), policy="training", targets=wanted)
+        assert not [w for w in even["warnings"] if w["code"] == "quotas"]
+
+
+def test_questions_of_before_there_was_a_plan_are_not_held_against_it(record: Record) -> None:
+    wanted = {
+        Cell("reasoning", "formal question", "short"): 0.5,
+        Cell("analytical", "formal question", "long"): 0.5,
+    }
+    older = [slot(n, query_length=None) for n in range(60)]
+    interrupted = Run(reason="interrupted; everything so far is saved")
+    summary = summarise(record(older), policy="training", targets=wanted, run=interrupted)
+    assert summary["quotas"]["distance"] == {"type_format": None, "all": None}
+    assert not [w for w in summary["warnings"] if w["code"] == "quotas"]
+    planned = [slot(n, 1) for n in range(30)]
+    planned += [slot(n, 2, query_type="analytical", query_length="long") for n in range(30)]
+    summary = summarise(record(older + planned), policy="training", targets=wanted)
+    quotas = summary["quotas"]
+    assert (quotas["target"], quotas["achieved"], quotas["unplanned"]) == (60, 60, 60)
+    assert quotas["distance"] == {"type_format": 0.0, "all": 0.0}
+    assert not [w for w in summary["warnings"] if w["code"] == "quotas"]
+
+
+def test_what_is_not_checked_yet_is_part_of_the_sentence(record: Record) -> None:
+    rows = [slot(1), slot(2, checked=""), slot(3, state="pending", query=None)]
+    assert summarise(record(rows), policy="training")["sentence"] == (
+        "2 questions for 2 of 3 chunks of sqlite_docs; 1 not yet checked against the corpus, 1 to "
+        "be made."
+    )
+    ended = summarise(record(rows[1:2]), policy="off")["sentence"]  # which checks nothing
+    assert ended == "1 question for 1 of 1 chunks of sqlite_docs."
 
 
 def test_the_set_is_looked_at_by_one_question_a_chunk(record: Record) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from question_optimizer.reports.figures import NOTHING, cost, plain, whole
+from question_optimizer.reports.figures import NOTHING, cost, whole
 from question_optimizer.reports.markup import Child, Html, Row, join, table, tag
 
 Summary = Mapping[str, Any]
@@ -51,7 +51,7 @@ def cost_section(summary: Summary) -> Html:
     models.append(["all", *_spent(usage)])
     per = usage["cost_per_question"], usage["tokens_per_question"]
     said = (
-        f"An accepted question took {plain(per[1])} tokens and cost {cost(per[0])}, those that "
+        f"An accepted question took {whole(per[1])} tokens and cost {cost(per[0])}, those that "
         "were refused or failed on its way included."
     )
     parts: list[Child] = [
@@ -73,7 +73,7 @@ def _account(one: Summary) -> Row:
     tokens = (one.get("input_tokens") or 0) + (one.get("output_tokens") or 0)
     now = one.get("out") or ("spent today" if one.get("spent_today") else "")
     if not now and (one.get("rests") or 0) > 0:
-        now = f"rests {duration(one['rests'])}"
+        now = f"rests {duration(one['rests'])}" + (f": {one['why']}" if one.get("why") else "")
     counts = (whole(one.get(key)) for key in ("started", "ok", "rate_limited", "failed"))
     return [
         one.get("name") or "", one.get("model") or "", *counts, whole(tokens),
@@ -101,22 +101,28 @@ def sources_section(summary: Summary) -> Html:
         ]
         for run in written["runs"]
     ]
-    commands = [
-        tag("p", f"{words}: ", tag("code", end[key]))
-        for key, words in (("resume", "Go on"), ("undo", "Take this run's questions out again"))
-        if end[key]
-    ]
+    undo = tag("p", "Take this run's questions out again: ", tag("code", end["undo"]))
     settings = {**{k: v for k, v in configuration.items() if k != "settings"},
                 **configuration["settings"]}  # fmt: skip
     shown = [[str(key).replace("_", " "), tag("code", _compact(v))] for key, v in settings.items()]
     return join(
         [
-            *commands,
-            table("Chunks with finished questions", ["", "Chunks"], rows),
-            table("Runs that wrote", ["", "Began", "Chunks", "Undone"], runs) if runs else None,
+            _how_to_go_on(summary),
+            undo if end["undo"] else None,
+            table("Chunks with finished questions", ["", "Number"], rows),
+            table("Runs that wrote", ["", "First write", "Chunks", "Undone"], runs)
+            if runs
+            else None,
             tag("div", table("Configuration", ["", "Value"], shown, words=True), class_="sources"),
         ]
     )
+
+
+def _how_to_go_on(summary: Summary) -> Html | None:
+    unfinished = summary["slots"]["pending"] or summary["questions"]["unchecked"]
+    if not (summary["end"]["reason"] or unfinished):
+        return None
+    return tag("p", "Go on: start it again with the same settings. What is made stays made.")
 
 
 def _compact(value: Any) -> str:

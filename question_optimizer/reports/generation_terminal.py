@@ -6,29 +6,41 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from question_optimizer.generation.summary import FEWEST_PLANNED
 from question_optimizer.hostile_text import one_line
 from question_optimizer.reports.figures import NOTHING
 
 Summary = Mapping[str, Any]
 _WIDTH = 80
-_KINDS = 7  # rows of the table
+_KINDS = 5  # rows of the table
 _WARNINGS = 3
 _NEXT = 3
 _FEWEST = 20  # questions; the yield of fewer says little
 _SHOWN = ("type", "format")
 
 
-def told(summary: Summary) -> list[str]:
-    """At most 25 lines of at most 80 characters, with nothing in them that a terminal obeys."""
-    lines = _wrapped(summary["sentence"], most=2)
+def told(
+    summary: Summary, *, idle: bool = False, export: str = "python export_questions.py"
+) -> list[str]:
+    """At most 26 lines of at most 80 characters, with nothing in them that a terminal obeys.
+
+    Of a run that was `idle` what stands there, without the yields and warnings of the runs before.
+    `export` is a command for the next phase; it is not broken, so that it can be pasted.
+    """
+    lines = _wrapped(summary["sentence"], most=3)
+    # A run with nothing to do tells what stands there, by an older version perhaps.
+    lines += _wrapped(summary.get("without", ""), most=2)
     if summary["rehearsal"]:
         lines.append("rehearsal: a rule-based stand-in wrote these questions, no model")
     lines += _ending(summary["end"])
-    lines += _table(summary)
-    lines += _warnings(summary)
-    lines += _quotas(summary["quotas"])
-    for place, step in enumerate(list(_next_steps(summary))[:_NEXT]):
-        lines += _wrapped(f"next: {step}", most=1 if place else 2)  # the first may be a command
+    if not idle:
+        lines += _table(summary)
+        lines += _warnings(summary)
+        lines += _quotas(summary["quotas"])
+    for step in list(_next_steps(summary, idle))[:_NEXT]:
+        lines += _wrapped(f"next: {step}", most=1)
+    if summary["slots"]["done"] and not summary["end"]["reason"]:
+        lines.append(one_line(f"next: {export}"))
     return lines
 
 
@@ -81,7 +93,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
 
 
 def _quotas(quotas: Summary | None) -> Iterator[str]:
-    if quotas and quotas["achieved"]:
+    if quotas and quotas["achieved"] >= FEWEST_PLANNED:
         pairs, every = quotas["distance"]["type_format"], quotas["distance"]["all"]
         yield (
             f"from the plan: {100 * pairs:.1f} % by type and format, {100 * every:.1f} % with "
@@ -89,16 +101,14 @@ def _quotas(quotas: Summary | None) -> Iterator[str]:
         )
 
 
-def _next_steps(summary: Summary) -> Iterator[str]:
+def _next_steps(summary: Summary, idle: bool) -> Iterator[str]:
     """What a person would do now, the most pressing first."""
     end, slots = summary["end"], summary["slots"]
     if end["reason"] or slots["pending"] or summary["questions"]["unchecked"]:
-        yield f"go on: {end['resume']}" if end["resume"] else "start it again; it goes on"
+        yield "start it again; it goes on"
     if waiting := summary["write_back"]["waiting"]:
         yield f"--apply writes the questions of {waiting:,} chunks into the collection"
     if slots["failed"]:
         yield f"--retry-failed asks again for the {slots['failed']:,} that failed"
-    if summary["warnings"]:
+    if summary["warnings"] and not idle:
         yield "the report shows what each gate refused, with examples"
-    if slots["done"]:
-        yield "export_questions.py makes training and test sets of them"

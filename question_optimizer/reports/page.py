@@ -13,11 +13,11 @@ STYLE = """
 :root { color-scheme: light dark;
   --back: #fff; --text: #1b1f24; --muted: #57606a; --line: #d0d7de; --soft: #f4f6f8;
   --link: #0550ae; --good: #0f5b2a; --good-back: #e3f5e7; --bad: #9b1022; --bad-back: #fdebec;
-  --warn: #6f4700; --warn-back: #fff3d4; --bar: #3567a8; }
+  --warn: #6f4700; --warn-back: #fff3d4; --bar: #3567a8; --shade: #8c98a4; }
 @media screen and (prefers-color-scheme: dark) { :root {
   --back: #10151b; --text: #e6edf3; --muted: #a3adb8; --line: #3a434e; --soft: #1a2129;
   --link: #8cc2ff; --good: #86e29b; --good-back: #12301c; --bad: #ffb0ab; --bad-back: #3c1519;
-  --warn: #f3cb78; --warn-back: #35270b; --bar: #6fa4e6; } }
+  --warn: #f3cb78; --warn-back: #35270b; --bar: #6fa4e6; --shade: #56616d; } }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; }
 @media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
@@ -42,7 +42,7 @@ nav a:hover { text-decoration: underline; }
 nav details { margin-top: 1.25rem; font-size: .875rem; }
 nav dl { display: grid; grid-template-columns: 2rem 1fr; } nav dt { font-weight: 600; }
 @media (min-width: 64rem) {
-  body { display: grid; grid-template-columns: 11rem minmax(0, 1fr); column-gap: 2.5rem; }
+  body { display: grid; grid-template-columns: 9rem minmax(0, 1fr); column-gap: 2rem; }
   nav { align-self: start; padding-top: 1.75rem; max-height: 100vh; overflow-y: auto; }
   nav li { margin-bottom: .35rem; } }
 @media (max-width: 63.99rem) {
@@ -74,18 +74,25 @@ dl { margin: .5rem 0; } dd { margin: 0; }
 summary { cursor: pointer; padding: .2rem 0; }
 details > :not(summary) { margin-left: .9rem; }
 
-.scroll { overflow-x: auto; margin: 1rem 0; }
+/* Shades at the edges that more of the table lies behind: they stay with the box, what covers them
+   moves with the table. */
+.scroll { overflow-x: auto; margin: 1rem 0;
+  background: linear-gradient(to right, var(--back) 60%, transparent) 0 0 / 2.5rem 100% local,
+    linear-gradient(to left, var(--back) 60%, transparent) 100% 0 / 2.5rem 100% local,
+    linear-gradient(to right, var(--shade), transparent) 0 0 / .75rem 100% scroll,
+    linear-gradient(to left, var(--shade), transparent) 100% 0 / .75rem 100% scroll;
+  background-repeat: no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums;
   overflow-wrap: break-word; }
 caption { text-align: left; font-weight: 600; padding-bottom: .35rem; }
-th, td { padding: .3rem .75rem; text-align: right; vertical-align: top; white-space: nowrap;
+th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--line); font-weight: 400; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { font-weight: 600; white-space: normal; vertical-align: bottom;
   max-width: 14rem; min-width: 5.5rem; }
 tbody th { white-space: normal; min-width: 9rem; max-width: 22rem; }
 th[scope=row] { position: sticky; left: 0; background: var(--back); }
-@media (min-width: 48rem) { tbody th { min-width: 13rem; } }
+@media (min-width: 48rem) { thead th { min-width: 4rem; } tbody th { min-width: 11rem; } }
 @media (max-width: 48rem) { table { font-size: .875rem; }
   th, td { padding: .3rem .45rem; white-space: normal; } tbody th { min-width: 6.5rem; } }
 .group th { font-weight: 600; padding-top: .9rem; }
@@ -139,7 +146,7 @@ ins, del { padding: 0 .1em; border-radius: .15em; }
   section { margin-top: 1.75rem; } .group, h2, h3, h4, h5, summary, caption { break-after: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; }
   details > summary { list-style: none; } .excerpt { display: none; }
-  .scroll { overflow: visible; } table { width: 100%; font-size: .9rem; }
+  .scroll { overflow: visible; background: none; } table { width: 100%; font-size: .9rem; }
   th, td, thead th, tbody th, .words td, .words th, .words td:last-child {
     white-space: normal; padding: .15rem .3rem;
     min-width: 0; max-width: none; position: static; }

@@ -64,13 +64,15 @@ def histogram(counts: Sequence[int], tallest: int, number: int) -> Html:
         )  # fmt: skip
         if count:
             middle = left + _BAR / 2
-            parts.append(tag("text", count, x=middle, y=f"{_BASE - height - 4:.1f}", class_="tick"))
+            parts.append(
+                tag("text", f"{count:,}", x=middle, y=f"{_BASE - height - 4:.1f}", class_="tick")
+            )
     parts.append(_line(10, _BASE, 10 + _BAR * len(counts), _BASE, "zero"))
     for score in (0, 0.5, 1):
         place = 10 + _BAR * len(counts) * score
         parts.append(tag("text", f"{score:g}", x=place, y=_BASE + 16, class_="tick"))
     said = ", ".join(
-        f"{place / 10:.1f} to {(place + 1) / 10:.1f}: {count}"
+        f"{place / 10:.1f} to {(place + 1) / 10:.1f}: {count:,}"
         for place, count in enumerate(counts)
         if count
     )

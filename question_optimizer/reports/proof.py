@@ -123,7 +123,7 @@ def _needed(proof: Proof) -> str:
     return (
         f"To see a difference of {number(verdict['wanted'])} four times in five takes about "
         f"{plural(verdict['questions_needed'], 'human question')}"
-        f"{f', a gold set of about {gold:,}' if gold else ''}; these {human['questions']} show "
+        f"{f', a gold set of about {gold:,}' if gold else ''}; these {human['questions']:,} show "
         f"one of {number(verdict['smallest_detectable'])} or more."
     )
 
@@ -169,7 +169,7 @@ def _intervals(proof: Proof) -> Html:
 
 
 def _figures(proof: Proof) -> Html:
-    head = ["", "Before", "After", "Difference", "95 % interval", "p", "Won", "Tied", "Lost",
+    head = ["", "Before", "After", "Difference", "95 % interval", "p", "Won / tied / lost",
             "Over whole documents"]  # fmt: skip
     rows: list[list[Any]] = []
     for name, found in _last(proof)["sets"].items():
@@ -186,9 +186,7 @@ def _figures(proof: Proof) -> Html:
                     signed(c["difference"]),
                     span(c["low"], c["high"]),
                     chance(c["p"]),
-                    whole(c["wins"]),
-                    whole(c["ties"]),
-                    whole(c["losses"]),
+                    " / ".join(whole(c[key]) for key in ("wins", "ties", "losses")),
                     span(by_document.get("low"), by_document.get("high")),
                 ]
             )

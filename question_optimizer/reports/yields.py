@@ -120,7 +120,7 @@ def _row(one: Summary) -> Row:
         NOTHING if found["low"] is None else f"{share(found['low'])} to {share(found['high'])}"
     )
     return [
-        "not known" if one["kind"] is None else one["kind"],
+        "not known" if one["kind"] is None else one.get("name") or one["kind"],
         _barred(found["value"]),
         whole(one["asked"]),
         whole(one["accepted"]),
