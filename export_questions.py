@@ -20,23 +20,25 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from question_optimizer.cli import Progress, phase_parser, positive, run
+from question_optimizer.cli import phase_parser, positive, run
 from question_optimizer.errors import NO_GO, UserError
 from question_optimizer.exports import prove
 from question_optimizer.generation.outcome import LEDGER
+from question_optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from config import Settings
     from question_optimizer.chunk_store import ChunkStore
     from question_optimizer.exports.cards import Facts
+    from question_optimizer.exports.dataset import Choice
     from question_optimizer.exports.splitting import Division
     from question_optimizer.exports.workspace import Workspace
-    from question_optimizer.generation.ledger import Configuration
     from question_optimizer.records import GoldItem, Split
 
 GOLD = "gold_dataset.json"
@@ -83,7 +85,11 @@ def _add_choice_flags(parser: argparse.ArgumentParser) -> None:
         "passed any checks and carry no finding)",
     )
     parser.add_argument(
-        "--configuration", metavar="HEX", help="whose questions (default: those made last)"
+        "--configuration",
+        metavar="HEX|all",
+        help="whose questions: the beginning of a fingerprint (the generator's --runs lists them), "
+        "or all: of each chunk what stands in the collection (default: those of the configuration "
+        "used last)",
     )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="a random choice of N questions"
@@ -123,10 +129,12 @@ def shares(text: str) -> dict[Split, float]:
 class Drawn:
     """What is to be exported, before a file is written."""
 
-    configuration: Configuration
+    choice: Choice
     gold: list[GoldItem]
     division: Division
     left_out: Counter[str]
+    held: int  # documents, or whatever is split, that gold keeps out of train
+    earlier: int  # and those whose side an earlier export chose
 
 
 def draw(
@@ -137,30 +145,26 @@ def draw(
     splits_file: Path,
 ) -> Drawn:
     """Questions and chunks into `work`, every question with a side; UserError if none is left."""
-    from question_optimizer.exports.dataset import LEFT_OUT, configuration_of, fill
+    from question_optimizer.exports.dataset import LEFT_OUT, choose, fill, results_of
     from question_optimizer.exports.splitting import divide, read_kept
-    from question_optimizer.generation.ledger import Ledger
 
     path = settings.data_dir / LEDGER
-    configuration = configuration_of(path, store.collection, args.configuration)
+    choice = choose(path, store.collection, args.configuration)
+    print(choice.told(), file=sys.stderr)
     kept = read_kept(splits_file)
     gold = gold_of(settings)
-    ledger = Ledger(path, configuration)
     progress = Progress("chunks read", len(store.point_ids()))
-    try:
-        with progress:
-            left_out = fill(
-                work,
-                ledger.results("done"),
-                store,
-                checked=args.checked,
-                text_key=configuration.text_key,
-                limit=args.limit,
-                seed=settings.seed,
-                advance=progress.advance,
-            )
-    finally:
-        ledger.close()
+    with progress:
+        left_out = fill(
+            work,
+            results_of(path, choice, store),
+            store,
+            checked=args.checked,
+            text_key=choice.text_key,
+            limit=args.limit,
+            seed=settings.seed,
+            advance=progress.advance,
+        )
     division = divide(work, gold, shares=args.shares, seed=settings.seed, kept=kept)
     left_out += division.left_out
     if not any(work.sizes().values()):
@@ -168,7 +172,14 @@ def draw(
         raise UserError(
             f"{path}: no question to export ({reasons or 'none is done'}); generate more of them"
         )
-    return Drawn(configuration, gold, division, left_out)
+    held, earlier = (_units(work, among) for among in (division.held, kept.sides))
+    return Drawn(choice, gold, division, left_out, held, earlier)
+
+
+def _units(work: Workspace, among: Collection[str]) -> int:
+    """How many of these documents (or whatever is split) have a question that is exported."""
+    asked = "SELECT DISTINCT c.unit FROM questions AS q JOIN chunks AS c ON c.number=q.chunk"
+    return sum(unit in among for (unit,) in work.ask(f"{asked} WHERE q.side IS NOT NULL"))
 
 
 def gold_of(settings: Settings) -> list[GoldItem]:
@@ -188,7 +199,7 @@ def mine_negatives(
     from question_optimizer.generation.corpus_index import open_index, read_store
 
     embedder = Embedder(settings.embedding_model, cache_dir=settings.data_dir / "cache")
-    key = drawn.configuration.text_key
+    key = drawn.choice.text_key
     index = open_index(
         settings.data_dir / "cache", store.collection, lambda: read_store(store, key), embedder
     )
@@ -214,8 +225,8 @@ def export(
     from question_optimizer.providers import rehearsal_account
 
     origin = Origin(
-        drawn.configuration.fingerprint,
-        drawn.configuration.pipeline,
+        drawn.choice.fingerprints,
+        drawn.choice.pipelines,
         rehearsal_account().model,
         args.negatives,
     )
@@ -237,9 +248,11 @@ def facts_of(
     """What the export tells of itself."""
     from question_optimizer.exports.cards import gather
 
-    return gather(
-        work, drawn.configuration, drawn.division.kept.unit, drawn.left_out, counts, args.negatives
-    )
+    choice = drawn.choice
+    latest = choice.chosen[0].configuration
+    unit = drawn.division.kept.unit
+    facts = gather(work, latest, unit, drawn.left_out, counts, args.negatives)
+    return replace(facts, configuration=choice.fingerprints, pipeline=choice.pipelines)
 
 
 def write_summary(
@@ -302,23 +315,39 @@ def check(folder: Path, settings: Settings) -> int:
 # ---------------------------------------------------------------------- telling
 
 
-def report(facts: Facts, args: argparse.Namespace) -> None:
+def report(facts: Facts, drawn: Drawn, args: argparse.Namespace) -> None:
     """On stderr: what was left out, and where the split is not as it was asked for."""
     from question_optimizer.exports.dataset import LEFT_OUT
 
     if facts.left_out:
         reasons = ", ".join(f"{count:,} {LEFT_OUT[why]}" for why, count in facts.left_out.items())
         print(f"left out: {reasons}", file=sys.stderr)
+    if short := facts.counts.get("triplets", {}).get("too_few_negatives"):
+        print(
+            f"triplets: {short:,} of {sum(facts.sizes.values()):,} questions have fewer than "
+            f"{facts.negatives} negatives and are not among them",
+            file=sys.stderr,
+        )
     if facts.unit != "document":
         print(f"fewer than three documents: split by {facts.unit}", file=sys.stderr)
     total, wanted = sum(facts.sizes.values()), sum(args.shares.values())
     reached = {side: count / total for side, count in facts.sizes.items()}
     if any(abs(reached[side] - args.shares[side] / wanted) > 0.05 for side in reached):
         sides = ", ".join(f"{side} {share:.0%}" for side, share in reached.items())
-        print(
-            f"shares reached: {sides}; whole documents, earlier exports and the gold set decide",
-            file=sys.stderr,
-        )
+        print(f"shares reached: {sides}; {', '.join(_causes(facts, drawn))}", file=sys.stderr)
+
+
+def _causes(facts: Facts, drawn: Drawn) -> Iterator[str]:
+    """Why the shares are not those that were asked for."""
+    count = sum(facts.groups.values())
+    noun = facts.unit if count == 1 else f"{facts.unit}s"
+    of = f"of {count:,} {noun}"
+    if drawn.held:
+        yield f"{drawn.held:,} {of} hold gold dev or test items and are not trained on"
+    if drawn.earlier:
+        yield f"{drawn.earlier:,} {of} stay where an earlier export put them"
+    if not drawn.held and not drawn.earlier:
+        yield f"there are {count:,} {noun}, which go to a side as a whole"
 
 
 def told(facts: Facts) -> str:
@@ -376,14 +405,14 @@ def main(argv: list[str] | None = None) -> int:
         drawn = draw(work, store, settings, args, out / SPLITS)
         if args.dry_run:
             facts = facts_of(work, drawn, args, {})
-            report(facts, args)
+            report(facts, drawn, args)
             show(facts, "; nothing written", args, would_write=foretold(work, facts, args))
             return prove.run(out, settings, args) if args.prove and made else 0
         if "triplets" in args.format:
             mine_negatives(work, drawn, store, settings, args.negatives)
         with replaced(out, finished_by=SUMMARY) as folder:
             facts = export(work, drawn, settings, args, folder)
-    report(facts, args)
+    report(facts, drawn, args)
     show(facts, f" -> {out}", args)
     return prove.run(out, settings, args, report=write_proof_report) if args.prove else 0
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from question_optimizer.chunk_store import chunk_of, open_store
-from question_optimizer.generation.ledger import Configuration, Ledger, Result
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_records import Configuration, Result
 from question_optimizer.records import PointId
 
 WORDS = (
@@ -48,6 +49,7 @@ class Passage:
     headings: list[str] = field(default_factory=list)
     before: PointId | None = None
     after: PointId | None = None
+    file_name: str | None = None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Passage:
         return {
             "_node_content": json.dumps(node),
             "document_id": self.document,
+            "file_name": self.file_name,
             "headings": self.headings,
         }
 

@@ -17,10 +17,12 @@ from conftest import COLLECTION, SAMPLE
 from export_corpus import ListedStore, Passage, asked, documents, sample_results, write_ledger
 from export_questions import main
 from question_optimizer.embedding import Embedder, _carried_model
+from question_optimizer.exports.cards import gather, write_cards
 from question_optimizer.exports.dataset import fill
 from question_optimizer.exports.formats import COLUMNS, Origin, plain_id, write
 from question_optimizer.exports.splitting import DEFAULT_SHARES, Kept, divide
 from question_optimizer.exports.workspace import SIDES, Workspace
+from question_optimizer.generation.ledger_records import Configuration
 
 FLAGS = ["--qdrant-path", str(SAMPLE / "small_sqlite")]
 
@@ -80,10 +82,11 @@ def test_the_training_script_trains(
 
     few = Path(shutil.copytree(in_export, tmp_path / "few"))
     train = few / "triplets" / "train.jsonl"
+    # One step, which a warm-up would take at a rate of 0.
     short = sorted(train.read_text(encoding="utf-8").splitlines(keepends=True), key=len)[:4]
     train.write_text("".join(short), encoding="utf-8")
     tuned = tmp_path / "tuned"
-    monkeypatch.setattr(sys, "argv", ["train.py", _carried_model(), str(tuned), "2"])
+    monkeypatch.setattr(sys, "argv", ["train.py", _carried_model(), str(tuned), "9"])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two that wait for one another are slow beside other tests
     try:
@@ -151,6 +154,23 @@ def filled(tmp_path: Path, passages: list[Passage], results: list[Any]) -> Works
     fill(work, results, store, checked=None, text_key=None, limit=None, seed=0)
     divide(work, [], shares=DEFAULT_SHARES, seed=0, kept=Kept())
     return work
+
+
+def test_another_export_is_not_taken_for_the_one_that_was_loaded_before(tmp_path: Path) -> None:
+    """`datasets` knows what it loaded by the folder's name and its card's front matter."""
+    from datasets import load_dataset
+
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        results = [asked(passage, slot=number) for passage in documents(8, 1)]
+        work = filled(folder, documents(8, 1), results)
+        counts = {"hf": write("hf", work, folder / "out", ORIGIN)}
+        origin = Configuration("c", "p", "q", ("m",))
+        write_cards(folder / "out", gather(work, origin, "document", {}, counts, negatives=0))
+        loaded = load_dataset(str(folder / "out" / "hf"), cache_dir=str(tmp_path / "cache"))
+        questions = {row["question"] for split in loaded.values() for row in split}
+        assert questions == {result.query for result in results}
 
 
 def test_hostile_text_stays_data(tmp_path: Path) -> None:

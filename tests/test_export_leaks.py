@@ -249,3 +249,58 @@ def test_a_damaged_export_is_refused_in_one_line(
     assert run(lambda: main(["--data-dir", str(data), "--check", str(data / "exports")])) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and said in told[0]
+
+
+@pytest.mark.parametrize("key", ["document_id", "file_name"])
+def test_no_document_of_the_gold_sets_test_is_trained_on(
+    data: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by another of its chunks either; where documents were split, that is."""
+    train = lines(data / "exports" / "pairs" / "train.jsonl")[0]
+    item = gold_item(train, "test", chunk_text="Whales.", **{key: train["document"]})
+    (data / "gold_dataset.json").write_text(json.dumps([item]))
+    check = ["--data-dir", str(data), "--check", str(data / "exports")]
+    assert run(lambda: main(check)) == 3
+    assert "between train and gold, the same document" in capsys.readouterr().err
+    splits = data / "exports" / "splits.json"
+    splits.write_text(json.dumps({**json.loads(splits.read_text()), "unit": "section"}))
+    assert run(lambda: main(check)) == 0
+
+
+def test_documents_may_be_on_two_sides_where_sections_were_split(data: Path) -> None:
+    same_document(data / "exports")
+    check = ["--data-dir", str(data), "--check", str(data / "exports")]
+    assert run(lambda: main(check)) == 3
+    splits = data / "exports" / "splits.json"
+    splits.write_text(json.dumps({**json.loads(splits.read_text()), "unit": "section"}))
+    assert run(lambda: main(check)) == 0
+
+
+def test_a_split_group_on_two_sides_is_a_leak(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two documents, as where texts alike tie them."""
+    folder = data / "exports" / "pairs"
+    train, dev = (lines(folder / f"{side}.jsonl")[0] for side in ("train", "dev"))
+    add(folder, "dev.jsonl", like=dev, split_group=train["split_group"])
+    check = ["--data-dir", str(data), "--check", str(data / "exports")]
+    assert run(lambda: main(check)) == 3
+    assert "between train and dev, the same split group" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held", ["test", "gold"])
+def test_a_text_that_is_held_out_is_no_negative_to_train_on(
+    data: Path, held: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = data / "exports"
+    train, test = (lines(folder / "triplets" / f"{side}.jsonl")[0] for side in SIDES)
+    text = test["positive"]
+    if held == "gold":
+        text = "Whales in winter, of which nobody else tells anything here."
+        item = gold_item(test, "test", chunk_text=text)
+        (data / "gold_dataset.json").write_text(json.dumps([item]))
+    add(folder, "triplets/train.jsonl", like=train, negative=text)
+    check = ["--data-dir", str(data), "--check", str(folder)]
+    assert run(lambda: main(check)) == 3
+    said = f"between train and {held}, a negative that is a positive of another side"
+    assert said in capsys.readouterr().err

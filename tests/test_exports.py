@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,19 +25,20 @@ from export_corpus import (
     write_ledger,
 )
 from export_questions import SUMMARY, main
-from question_optimizer import gates
+from question_optimizer import duplicates
 from question_optimizer.cli import run
 from question_optimizer.embedding import embedder_of
 from question_optimizer.errors import UserError
-from question_optimizer.exports.dataset import fill, holds_question
+from question_optimizer.exports.dataset import choose, fill, holds_question, results_of
 from question_optimizer.exports.folders import recover, replaced
 from question_optimizer.exports.likeness import alike_pairs, groups_of
 from question_optimizer.exports.negatives import mine
 from question_optimizer.exports.splitting import DEFAULT_SHARES, Division, Kept, divide, read_kept
 from question_optimizer.exports.workspace import Workspace
 from question_optimizer.generation.corpus_index import open_index, read_store
-from question_optimizer.generation.ledger import Result
+from question_optimizer.generation.ledger_records import Result
 from question_optimizer.records import GoldItem, Split
+from question_optimizer.words import LOOKED_AT
 
 LOGBOOKS = "Why does the harbour master of Altona keep two logbooks?"
 
@@ -116,7 +118,7 @@ def test_texts_alike_are_those_that_the_gates_name(tmp_path: Path) -> None:
     rng = random.Random(1)
     texts = [question(n) for n in range(120)]
     texts += [text.replace(rng.choice(text), "x", 2) for text in texts[:60]] + texts[:3] + ["", "?"]
-    exact = {(i, j) for i, j, _ in gates.near_duplicates(texts)}
+    exact = {(i, j) for i, j, _ in duplicates.near_duplicates(texts)}
     assert len(exact) > 30
     repeats = {180, 181, 182}  # of 0, 1 and 2, and compared with these only
     found = set(alike_pairs(texts, tmp_path, lambda i, j: True))
@@ -129,7 +131,7 @@ def test_texts_alike_are_those_that_the_gates_name(tmp_path: Path) -> None:
 def test_a_chunk_is_compared_to_its_end_unlike_a_question(tmp_path: Path) -> None:
     start = prose("start", 40)
     texts = [start + prose("one", 60), start + prose("other", 60), start + prose("one", 60) + " x"]
-    assert len(start) > gates.LOOKED_AT
+    assert len(start) > LOOKED_AT
     assert list(alike_pairs(texts, tmp_path, lambda i, j: True)) == [(0, 2)]
 
 
@@ -373,6 +375,60 @@ def test_negatives_are_near_and_no_answers(drawn: Any, tmp_path: Path) -> None:
     assert complete == 2, "the questions on c and d are searched for in vain: all is nearer"
 
 
+def test_negatives_are_looked_for_deeper_where_too_many_are_nearer(
+    drawn: Any, tmp_path: Path
+) -> None:
+    own = Passage("own", "a", prose("own"))
+    nearer = [Passage(f"near {n}", f"near {n}", prose(("near", n), 1)) for n in range(150)]
+    farther = Passage("far", "far", prose("far"))
+    passages = [own, *nearer, farther]
+    shares: dict[Split, float] = {"train": 1, "dev": 0, "test": 0}
+    one = drawn(passages, [asked(own)], shares=shares)
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        cosines = [{own.text: 0.9, farther.text: 0.1}.get(text, 1.0) for text in texts]
+        return [[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines]
+
+    embedder, store = embedder_of(embed), ListedStore(passages)
+    told: list[int] = []
+    index = open_index(tmp_path / "cache", "listed", lambda: read_store(store), embedder)
+    complete = mine(one.work, one.division, index, embedder, 1, advance=lambda: told.append(1))
+    index.close()
+    mined = one.work.ask("SELECT c.id FROM negatives AS n JOIN chunks AS c ON c.number=n.chunk")
+    assert (list(mined), complete, len(told)) == ([("far",)], 1, 1)
+
+
+def test_a_text_that_another_side_asks_about_is_no_negative(drawn: Any, tmp_path: Path) -> None:
+    """A licence stands in many documents and is asked about in one; gold holds out another text."""
+    own, free = Passage("own", "a", prose("own")), Passage("free", "b", prose("free"))
+    licence, held = prose("licence"), Passage("gone", "gone", prose("held"))
+    copies = [Passage("copy", "a", licence), Passage("copy of gold's", "a", held.text)]
+    tested = Passage("tested", "t", licence)
+    passages = [own, free, *copies, tested]
+    kept = Kept("document", {"a": "train", "t": "test"})
+    results = [asked(own), asked(tested, LOGBOOKS)]
+    one = drawn(passages, results, [gold_item(held, "test")], kept=kept)
+    assert one.sides("id") == {"own": {"train"}, "tested": {"test"}}
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        cosines = [{free.text: 0.1}.get(text, 0.5) for text in texts]
+        cosines = [
+            1.0 if text in (own.text, question(("own", 0))) else cosine
+            for text, cosine in zip(texts, cosines, strict=True)
+        ]
+        return [[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines]
+
+    embedder, store = embedder_of(embed), ListedStore(passages)
+    index = open_index(tmp_path / "cache", "listed", lambda: read_store(store), embedder)
+    mine(one.work, one.division, index, embedder, 2)
+    index.close()
+    mined = one.work.ask(
+        "SELECT c.id FROM negatives AS n JOIN chunks AS c ON c.number=n.chunk "
+        "JOIN questions AS q ON q.number=n.question WHERE q.side='train'"
+    )
+    assert list(mined) == [("free",)]
+
+
 # ---------------------------------------------------------------------- the folder
 
 
@@ -437,6 +493,43 @@ def test_the_script_exports_counts_and_keeps_sides(
     assert not (tmp_path / "exports" / "parquet").exists(), "the folder is replaced as a whole"
 
 
+def test_the_configuration_is_told_and_chosen_by_the_beginning_of_its_fingerprint(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "generation.sqlite"
+    first = write_ledger(tmp_path, "listed", [asked(p) for p in documents(2)])
+    second = write_ledger(
+        tmp_path, "listed", [asked(documents(1)[0])], models=("\x1b[31mother\nmodel",)
+    )
+    write_ledger(tmp_path, "elsewhere", [asked(documents(1)[0])])
+    latest = choose(path, "listed", None)
+    assert [one.configuration for one in latest.chosen] == [second.configuration]
+    exported, others = latest.told().splitlines()
+    assert exported.startswith(
+        f"exporting configuration {second.fingerprint[:8]} (1 question, pipeline aaaaaaaa, "
+        "other model, last used 20"
+    )
+    assert others.startswith(f"not exported: {first.fingerprint[:8]} (10 questions, pipeline aaa")
+    assert others.endswith(
+        "; choose with --configuration, or take what stands: --configuration all"
+    )
+    chosen = choose(path, "listed", first.fingerprint[:4].upper())
+    assert [one.configuration for one in chosen.chosen] == [first.configuration]
+    assert [one.configuration for one in chosen.others] == [second.configuration]
+    listed = f"choose one of: {second.fingerprint}, {first.fingerprint}"
+    for prefix, what in (
+        ("", "several configurations begin with ''"),
+        ("not hex\x1b[0m", "no configuration begins with 'not hex'"),
+    ):
+        with pytest.raises(UserError) as refused:
+            choose(path, "listed", prefix)
+        assert refused.value.exit_code == 2
+        assert str(refused.value) == f"{path}: {what}; {listed}"
+    write_ledger(tmp_path, "listed", [], personas="c" * 16)
+    assert choose(path, "listed", None) == latest, "what has no question is not the default"
+    assert choose(path, "listed", "all").chosen == [*latest.chosen, *latest.others]
+
+
 def test_the_script_says_in_one_line_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -450,7 +543,9 @@ def test_the_script_says_in_one_line_what_is_missing(
         f"{tmp_path}/generation.sqlite: does not exist; run optimized_question_generator.py first"
     )
     ledger = write_ledger(tmp_path, COLLECTION, [asked(Passage("gone", "d", "text"))])
-    assert said("--configuration", "0" * 16).endswith(f"choose one of: {ledger.fingerprint}")
+    assert said("--configuration", "0" * 16).endswith(
+        f"no configuration begins with '{'0' * 16}'; choose one of: {ledger.fingerprint}"
+    )
     assert "no question to export (1 have a chunk that is no longer in" in said()
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports" / "notes.txt").write_text("")
@@ -465,3 +560,64 @@ def test_shares_that_are_none_are_refused(shares: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["--shares", shares])
     assert "must be three shares such as 80/10/10" in capsys.readouterr().err
+
+
+def test_all_configurations_give_of_each_chunk_what_stands_in_the_collection(
+    tmp_path: Path,
+) -> None:
+    """And of a chunk whose question stands nowhere that of the configuration used last."""
+    passages = documents(1)
+    old, new, unwritten, anothers = (passage.id for passage in passages[:4])
+    first = write_ledger(tmp_path, "listed", [asked(p) for p in passages[:3]])
+    second = write_ledger(
+        tmp_path,
+        "listed",
+        [asked(p, f"What of {p.id} anew?") for p in passages[:4]],
+        models=("other",),
+    )
+
+    class Written(ListedStore):
+        def payloads(self, ids: Any) -> Any:
+            whose = {old: first.fingerprint, new: second.fingerprint, anothers: "f" * 16}
+            for point_id, payload in super().payloads(ids):
+                told = {"generated_query_provenance": {"configuration": whose.get(point_id)}}
+                more = {"generated_query": "?", **told} if point_id in whose else {}
+                yield point_id, {**payload, **more}
+
+    path = tmp_path / "generation.sqlite"
+    choice = choose(path, "listed", "all")
+    assert choice.told().startswith("exporting configurations ") and "not exported" not in (
+        choice.told()
+    )
+    found = {r.chunk_id: r.query for r in results_of(path, choice, Written(passages))}
+    assert found == {
+        old: asked(passages[0]).query,
+        new: f"What of {new} anew?",
+        unwritten: f"What of {unwritten} anew?",
+    }
+
+
+def test_the_cause_of_other_shares_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = sample_results(SAMPLE / "small_sqlite", model="rehearsal")
+    write_ledger(tmp_path, COLLECTION, results[::8])
+    flags = ["--qdrant-path", str(SAMPLE / "small_sqlite"), "--data-dir", str(tmp_path)]
+    flags += ["--format", "pairs"]
+
+    def causes(*more: object) -> str:
+        assert main([*flags, *map(str, more)]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        return next((line for line in lines if line.startswith("shares reached")), "")
+
+    assert causes() == ""
+    assert re.search(
+        r"; ([1-9]\d*) of \1 documents stay where an earlier", causes("--shares", "1/1/1")
+    )
+    of_documents = {result.document: result.chunk_id for result in results[::8]}
+    held = [Passage(chunk, document, prose(chunk)) for document, chunk in of_documents.items()][:15]
+    items = [gold_item(passage, "test").model_dump(mode="json") for passage in held]
+    (tmp_path / "gold_dataset.json").write_text(json.dumps(items))
+    assert causes("--out", tmp_path / "anew").endswith(
+        f"; 15 of {len(of_documents)} documents hold gold dev or test items and are not trained on"
+    )

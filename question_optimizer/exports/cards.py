@@ -14,7 +14,7 @@ from question_optimizer import files
 from question_optimizer.exports.dataset import LEFT_OUT
 from question_optimizer.exports.formats import negative_columns
 from question_optimizer.exports.workspace import SIDES, Workspace
-from question_optimizer.generation.ledger import Configuration
+from question_optimizer.generation.ledger_records import Configuration
 from question_optimizer.hostile_text import one_line
 from question_optimizer.providers import rehearsal_account
 from question_optimizer.records import Split
@@ -34,6 +34,7 @@ MODEL is a name or folder (default: sentence-transformers/all-MiniLM-L6-v2), OUT
 they were exported, pairs otherwise.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 HERE = Path(__file__).resolve().parent
 # Some models want these: e5 has "query: " and "passage: ", all-MiniLM-L6-v2 has none.
 PROMPTS = {"anchor": "", "positive": ""}
+BATCH = 32
 
 
 def main(model="sentence-transformers/all-MiniLM-L6-v2", output="model", steps="-1"):
@@ -57,16 +59,19 @@ def main(model="sentence-transformers/all-MiniLM-L6-v2", output="model", steps="
     # The trainer takes every column for a text, so the ids must not be among them.
     texts = [n for n in rows.column_names if n.startswith(("anchor", "positive", "negative"))]
     texts = [name for name in texts if name != "negative_chunk_ids"]
+    one_pass = math.ceil(len(rows) / BATCH)
+    most = min(int(steps), one_pass) if int(steps) > 0 else -1
     network = SentenceTransformer(model)
     trainer = SentenceTransformerTrainer(
         model=network,
         args=SentenceTransformerTrainingArguments(
             output_dir=output,
             num_train_epochs=1,
-            max_steps=int(steps),
-            per_device_train_batch_size=32,
+            max_steps=most,
+            per_device_train_batch_size=BATCH,
             learning_rate=2e-5,
-            warmup_steps=0.1,
+            # A warm-up begins at a rate of 0: of fewer than ten steps there is none.
+            warmup_steps=(one_pass if most < 0 else most) // 10,
             prompts={name: text for name, text in PROMPTS.items() if text} or None,
             # Every other positive of a batch is taken for a negative: none may occur twice in it.
             batch_sampler=BatchSamplers.NO_DUPLICATES,
@@ -174,7 +179,8 @@ def write_cards(folder: Path, facts: Facts) -> None:
     if {"pairs", "triplets"} & facts.counts.keys():
         files.write_atomic(folder / "train.py", TRAIN)
     if "hf" in facts.counts:
-        files.write_atomic(folder / "hf" / "README.md", card(facts))
+        content = [files.sha256(path) for path in sorted((folder / "hf").rglob("*.parquet"))]
+        files.write_atomic(folder / "hf" / "README.md", card(facts, files.digest(content)[:16]))
 
 
 def readme(facts: Facts) -> str:
@@ -196,8 +202,12 @@ def readme(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def card(facts: Facts) -> str:
-    """README.md of the Hugging Face dataset: its front matter names the files of each split."""
+def card(facts: Facts, content: str = "") -> str:
+    """README.md of the Hugging Face dataset: its front matter names the files of each split.
+
+    `content` is a digest of these files. `datasets` keeps what it loaded under the folder's name
+    and a hash of the front matter, so another export must not have the same.
+    """
     total = sum(facts.sizes.values())
     size = next((name for limit, name in _SIZES if total < limit), "n>1M")
     front = ["---", f"pretty_name: {json.dumps(f'Retrieval questions on {facts.collection}')}"]
@@ -209,6 +219,7 @@ def card(facts: Facts) -> str:
         f"- {size}",
         "configs:",
         "- config_name: default",
+        f"  description: content {content}",
         "  data_files:",
     ]
     for side in SIDES:

@@ -8,25 +8,36 @@ as it does where a re-embedded `generated_query` got into it.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from question_optimizer.chunk_store import QUERY_KEY, chunk_of, neighbours_of
+from question_optimizer.chunk_store import (
+    PROVENANCE_KEY,
+    QUERY_KEY,
+    chunk_of,
+    neighbours_of,
+)
 from question_optimizer.errors import UserError
 from question_optimizer.exports.likeness import folded, text_digest
 from question_optimizer.exports.workspace import Workspace
 from question_optimizer.generation.checks import ENFORCED
-from question_optimizer.generation.ledger import Configuration, Ledger
-from question_optimizer.hostile_text import storable
+from question_optimizer.generation.ledger import Ledger
+from question_optimizer.generation.ledger_configurations import Known
+from question_optimizer.generation.ledger_records import Configuration
+from question_optimizer.generation.outcome import described
+from question_optimizer.hostile_text import one_line, storable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from question_optimizer.chunk_store import ChunkStore
-    from question_optimizer.generation.ledger import Result
+    from question_optimizer.generation.ledger_records import Result
+    from question_optimizer.records import PointId
 
 CHECKED = ("training", "evaluation", "any")
 LEFT_OUT = {
@@ -40,28 +51,96 @@ LEFT_OUT = {
     "alike_elsewhere": "repeat a question or chunk text of another split",
 }
 _LONG = 6  # words from which a question is no mere run of keywords that a text may well contain
+_NAMED = 5  # configurations
+EVERY = "all"  # configurations
 _MADE_BY = "optimized_question_generator.py"
 
 
-def configuration_of(path: Path, collection: str, fingerprint: str | None) -> Configuration:
-    """The configuration of this collection with that fingerprint, or the one used last.
+class Choice(NamedTuple):
+    """The configurations that are exported, the one used last first, and the collection's others
+    that hold questions."""
 
-    UserError where the ledger does not exist or holds none, naming those that it holds.
+    chosen: list[Known]
+    others: list[Known]
+
+    @property
+    def fingerprints(self) -> str:
+        return ", ".join(one.configuration.fingerprint for one in self.chosen)
+
+    @property
+    def pipelines(self) -> str:
+        return ", ".join(dict.fromkeys(one.configuration.pipeline for one in self.chosen))
+
+    @property
+    def text_key(self) -> str | None:
+        return self.chosen[0].configuration.text_key
+
+    def told(self) -> str:
+        """In a line or two, for people: whose questions these are, and whose they are not."""
+        noun = "configuration" if len(self.chosen) == 1 else "configurations"
+        said = f"exporting {noun} {_listed(self.chosen)}"
+        if not self.others:
+            return said
+        choices = f"choose with --configuration, or take what stands: --configuration {EVERY}"
+        return f"{said}\nnot exported: {_listed(self.others)}; {choices}"
+
+
+def _listed(configurations: Sequence[Known]) -> str:
+    listed = "; ".join(map(described, configurations[:_NAMED]))
+    left = len(configurations) - _NAMED
+    return f"{listed}; and {left} more" if left > 0 else listed
+
+
+def choose(path: Path, collection: str, prefix: str | None) -> Choice:
+    """The configuration of this collection whose fingerprint begins so, every one that holds
+    questions for EVERY, or of these the one used last.
+
+    UserError where the ledger does not exist or holds none, and for a beginning that is nobody's or
+    several ones', naming those that it holds.
     """
     if not path.is_file():
         raise UserError(f"{path}: does not exist; run {_MADE_BY} first")
     ledger = Ledger(path, Configuration(collection, "", "", ()))
     try:
-        known = [found for found, _ in ledger.other_configurations() if found.collection]
+        known = ledger.known()
     finally:
         ledger.close()
     if not known:
         raise UserError(f"{path}: no questions for collection {collection!r}; run {_MADE_BY} first")
-    chosen = [found for found in known if fingerprint in (None, found.fingerprint)]
-    if not chosen:
-        listed = ", ".join(found.fingerprint for found in known[:5])
-        raise UserError(f"{path}: no configuration {fingerprint}; choose one of: {listed}")
-    return chosen[0]
+    holding = [one for one in known if one.questions] or known[:1]
+    if prefix in (None, EVERY):
+        count = len(holding) if prefix else 1
+        return Choice(holding[:count], holding[count:])
+    named = [one for one in known if one.configuration.fingerprint.startswith(prefix.lower())]
+    if len(named) != 1:
+        what = "several configurations begin with" if named else "no configuration begins with"
+        listed = ", ".join(one.configuration.fingerprint for one in (named or holding)[:_NAMED])
+        raise UserError(f"{path}: {what} {one_line(prefix)[:40]!r}; choose one of: {listed}")
+    return Choice(named, [one for one in holding if one is not named[0]])
+
+
+def results_of(path: Path, choice: Choice, store: ChunkStore) -> Iterator[Result]:
+    """The finished questions of the chosen configurations. Where several are, of each chunk those
+    of one alone: whose question stands in the collection, or else of the one used last."""
+    several = len(choice.chosen) > 1
+    whose = _standing(store) if several else {}
+    for one in choice.chosen:
+        with closing(Ledger(path, one.configuration)) as ledger:
+            for result in ledger.results("done"):
+                its = ledger.fingerprint
+                if not several or whose.setdefault(result.chunk_id, its) == its:
+                    yield result
+
+
+def _standing(store: ChunkStore) -> dict[PointId, str]:
+    """{chunk: the configuration whose question it holds}; without those that hold none of ours."""
+    found: dict[PointId, str] = {}
+    for point_id, payload in store.payloads(store.point_ids()):
+        told = payload.get(PROVENANCE_KEY)
+        its = told.get("configuration") if isinstance(told, dict) else None
+        if payload.get(QUERY_KEY) and isinstance(its, str):
+            found[point_id] = sys.intern(its)
+    return found
 
 
 def fill(

@@ -60,7 +60,8 @@ def find_leaks(folder: Path, gold: Sequence[GoldItem], scratch: Path) -> Iterato
     Looked for, in every format: a document (or what else was split as a whole), chunk, question or
     chunk text on two sides, the latter two also if only nearly the same; any of that in train which
     the gold set's dev or test split holds; a question inside its own text; a negative that answers
-    its question; a judgement on an id that is not there. `scratch` takes temporary files.
+    its question, or is another side's positive; a judgement on an id that is not there. `scratch`
+    takes temporary files.
     """
     whole = read_kept(folder / SPLITS).unit in ("", "document")
     with closing(sqlite3.connect(scratch / "leaks.sqlite")) as seen:
@@ -74,7 +75,7 @@ def find_leaks(folder: Path, gold: Sequence[GoldItem], scratch: Path) -> Iterato
                 _note(seen, row, whole)
         for item in gold:
             if item.split in ("dev", "test"):
-                _note_gold(seen, item)
+                _note_gold(seen, item, whole)
         yield from _same(seen)
         yield from _answering(seen)
         for table, name in _ALIKE.items():
@@ -110,9 +111,12 @@ def _note(seen: sqlite3.Connection, row: Asked, whole: bool) -> None:
         seen.execute("INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?, ?)", values)
 
 
-def _note_gold(seen: sqlite3.Connection, item: GoldItem) -> None:
+def _note_gold(seen: sqlite3.Connection, item: GoldItem, whole: bool) -> None:
     side, place = _SIDES.index(_GOLD), f"gold item {item.chunk_id}"
     _add(seen, "chunks", str(item.chunk_id), side, str(item.chunk_id), place)
+    for name in (item.document_id, item.file_name) if whole else ():
+        if name:
+            _add(seen, "documents", name, side, name, place)
     for table, text in (("questions", item.gold_question), ("positives", item.chunk_text)):
         _add(seen, table, text_digest(text), side, text, place)
 
@@ -146,7 +150,14 @@ def _same(seen: sqlite3.Connection) -> Iterator[Leak]:
 
 
 def _answering(seen: sqlite3.Connection) -> Iterator[Leak]:
-    """Negatives of a question that elsewhere are its positive."""
+    """Negatives that are a positive of another side, or elsewhere of the same question."""
+    for side, other, text, place in seen.execute(
+        "SELECT r.side, p.side, r.text, r.place FROM refused AS r "
+        "JOIN positives AS p ON p.digest=r.chunk AND p.side<>r.side"
+    ):
+        if _clash(*sorted((side, other))):
+            kind = "a negative that is a positive of another side"
+            yield Leak(kind, (_SIDES[side], _SIDES[other]), place, text)
     for side, text, place in seen.execute(
         "SELECT r.side, r.text, r.place FROM refused AS r "
         "JOIN answers AS a ON a.question=r.question AND a.chunk=r.chunk"

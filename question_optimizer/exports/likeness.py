@@ -1,14 +1,13 @@
 """Which texts of a corpus are the same or nearly so: exact, on disk, in bounded memory.
 
 Two texts are alike from a Jaccard index of 0.8 of their character 5-grams on, the measure and the
-threshold of `gates.near_duplicates`. Here a million texts may be compared: what is kept in memory
+threshold of `duplicates`. Here a million texts may be compared: what is kept in memory
 is less than 100 bytes a text, the rest lies in files until it is sorted piece by piece.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -16,7 +15,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from question_optimizer.gates import CHUNK_LOOKED_AT, NEAR_DUPLICATE
+from question_optimizer.duplicates import NEAR_DUPLICATE, respelt
+from question_optimizer.words import CHUNK_LOOKED_AT
 
 if TYPE_CHECKING:
     import numpy
@@ -64,10 +64,9 @@ class Groups:
 
 
 def folded(text: str) -> str:
-    """What is the same in two spellings of a text, as `gates.folded` has it, but of a whole chunk:
-    case, spaces, quotes around, "?" at the end."""
-    plain = " ".join(unicodedata.normalize("NFKC", text[:CHUNK_LOOKED_AT]).casefold().split())
-    return plain.strip("\"'“”„«»`").rstrip("?.! ")
+    """What is the same in two spellings of a text, as `duplicates.folded` has it, but of a whole
+    chunk."""
+    return respelt(text[:CHUNK_LOOKED_AT])
 
 
 def text_digest(text: str) -> str:
@@ -94,7 +93,7 @@ def alike_pairs(
     """(i, j), i < j, of texts that are alike and `wanted` when their turn comes.
 
     Of texts that are the same only the first is compared with others; the rest are paired with it.
-    Complete, by the prefix filter that `gates.near_duplicates` names its sources for, but where
+    Complete, by the prefix filter that `near_duplicates` names its sources for, but where
     more than 64 texts share one of their rarest grams: there each is compared with the next 64.
     `folder` takes postings, 8 bytes each, of about the corpus's own size together.
     """

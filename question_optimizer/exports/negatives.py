@@ -7,12 +7,14 @@ passed over. So is what stands beside the positive, repeats it, or answers a lik
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from question_optimizer.exports.likeness import Groups
 from question_optimizer.exports.splitting import Division
 from question_optimizer.exports.workspace import SIDES, Workspace
 
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
     from question_optimizer.generation.corpus_index import CorpusIndex
 
 MOST_OF_POSITIVE = 0.95  # TopK-PercPos of the paper, its best setting
-_CANDIDATES = 100  # nearest chunks looked at for each question
+# Nearest chunks looked at: deeper for questions before which so many others come that too few score
+# low enough. Among 10,000 chunks of a manual those were more than a third.
+_DEPTHS = (100, 1_000, 10_000)
 _TOGETHER = 256  # questions searched for at a time
 _NOWHERE, _HELD = -1, -2  # sides of chunks without questions, and of those that gold holds out
+_TRAIN, _GOLD = SIDES.index("train"), 1 << len(SIDES)  # the latter of texts that gold holds out
 
 
 class _Asked(NamedTuple):
@@ -51,44 +56,75 @@ def mine(
     """Put up to `wanted` negatives a question into `work`, nearest first; how many questions have
     that many.
 
-    Candidates are the 100 chunks nearest to the question, of documents of its own side or without
-    questions. None is under the same headings as the positive, next to it in the document, alike to
-    it in text, or the positive of a question that is the same or alike.
+    Candidates are the nearest chunks that score low enough, of documents of the question's own side
+    or without questions, down to the 10,000th. None is under the same headings as the positive,
+    next to it in the document, alike to it in text, or the positive of a question that is the same
+    or alike; none has the text of another side's positive, which a text that many documents have
+    may be.
     """
     corpus = _Corpus(work, division, index)
     complete = 0
-    for batch in _batches(work):
-        for asked, found in zip(batch, _nearest(batch, corpus, index, embedder), strict=True):
+    depths = [*(depth for depth in _DEPTHS if depth < len(index)), len(index)][: len(_DEPTHS)]
+    waiting = _all_questions(work)
+    for depth in depths:
+        short = array("q")
+        for asked, found in _searched(work, waiting, corpus, index, embedder, depth):
             fit = ((n, score) for n, score in found if corpus.is_fit(n, asked))
             chosen = list(islice(fit, wanted))
+            if len(chosen) < wanted and depth != depths[-1]:
+                short.append(asked.number)
+                continue
             rows = ((asked.number, place, n, score) for place, (n, score) in enumerate(chosen))
             work.add("negatives", rows)
             complete += len(chosen) == wanted
             advance()
+        waiting = short
     return complete
 
 
-def _batches(work: Workspace) -> Iterator[list[_Asked]]:
+def _all_questions(work: Workspace) -> array[int]:
+    rows = work.ask("SELECT number FROM questions WHERE side IS NOT NULL ORDER BY number")
+    return array("q", (number for (number,) in rows))
+
+
+def _searched(
+    work: Workspace,
+    questions: array[int],
+    corpus: _Corpus,
+    index: CorpusIndex,
+    embedder: TextEmbedder,
+    depth: int,
+) -> Iterator[tuple[_Asked, list[tuple[int, float]]]]:
+    """Each question with what `_nearest` finds."""
+    for start in range(0, len(questions), _TOGETHER):
+        batch = _asked(work, questions[start : start + _TOGETHER])
+        yield from zip(batch, _nearest(batch, corpus, index, embedder, depth), strict=True)
+
+
+def _asked(work: Workspace, numbers: array[int]) -> list[_Asked]:
     rows = work.ask(
         "SELECT q.number, q.question, q.chunk, q.alike, before.number, after.number "
         "FROM questions AS q JOIN chunks AS c ON c.number=q.chunk "
         "LEFT JOIN chunks AS before ON before.id=c.before "
         "LEFT JOIN chunks AS after ON after.id=c.after "
-        "WHERE q.side IS NOT NULL ORDER BY q.number"
+        "WHERE q.number IN (SELECT value FROM json_each(?)) ORDER BY q.number",
+        json.dumps(numbers.tolist()),
     )
-    asked = (_Asked(*row) for row in rows)
-    while batch := list(islice(asked, _TOGETHER)):
-        yield batch
+    return [_Asked(*row) for row in rows]
 
 
 def _nearest(
-    batch: Sequence[_Asked], corpus: _Corpus, index: CorpusIndex, embedder: TextEmbedder
+    batch: Sequence[_Asked],
+    corpus: _Corpus,
+    index: CorpusIndex,
+    embedder: TextEmbedder,
+    depth: int,
 ) -> Iterator[list[tuple[int, float]]]:
     """For each question the chunks (number, cosine) that score low enough, the nearest first."""
     vectors = embedder.embed_queries([asked.text for asked in batch])
     own = index.vectors([corpus.in_index[asked.chunk] for asked in batch])
     limits = MOST_OF_POSITIVE * (vectors * own).sum(axis=1)
-    numbers, scores = index.search(vectors, _CANDIDATES)
+    numbers, scores = index.search(vectors, depth)
     for row, limit in enumerate(limits):
         low = scores[row] <= limit
         there = corpus.from_index[numbers[row][low]]
@@ -112,6 +148,7 @@ class _Corpus:
             "(SELECT alike FROM questions GROUP BY alike HAVING COUNT(*) > 1)"
         ):
             self._answers[alike].add(self._alike.of(chunk))
+        self._positive = _sides_of_positives(work, self._alike)
 
     def is_fit(self, candidate: int, asked: _Asked) -> bool:
         """Whether a chunk may be a negative of a question."""
@@ -121,10 +158,22 @@ class _Corpus:
             return False
         if candidate in (asked.before, asked.after):
             return False
-        group = self._alike.of(candidate)
-        return group != self._alike.of(asked.chunk) and group not in self._answers.get(
-            asked.alike, ()
-        )
+        group, side = self._alike.of(candidate), self._side[asked.chunk]
+        if group == self._alike.of(asked.chunk) or group in self._answers.get(asked.alike, ()):
+            return False
+        elsewhere = self._positive[group] & ~(1 << side)
+        return not (elsewhere if side == _TRAIN else elsewhere & ~_GOLD)
+
+
+def _sides_of_positives(work: Workspace, texts: Groups) -> bytearray:
+    """By group of texts: one bit for each side that has one of them as a positive, and gold's."""
+    found = bytearray(len(texts))
+    for side, chunk in work.ask("SELECT side, chunk FROM questions WHERE side IS NOT NULL"):
+        found[texts.of(chunk)] |= 1 << SIDES.index(side)
+    held = work.one("SELECT COUNT(*) FROM held")  # their texts come after those of the chunks
+    for number in range(len(texts) - held, len(texts)):
+        found[texts.of(number)] |= _GOLD
+    return found
 
 
 def _side(division: Division, unit: str) -> int:

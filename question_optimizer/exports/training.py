@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from question_optimizer.cli import Progress
 from question_optimizer.embedding import Embedder
 from question_optimizer.errors import UserError
+from question_optimizer.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
