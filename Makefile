@@ -31,7 +31,7 @@ $(DEMO)/qdrant/meta.json:
 	mv $(DEMO)/qdrant.tmp $(DEMO)/qdrant
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

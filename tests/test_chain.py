@@ -22,7 +22,7 @@ _VOLATILE = (
     *("cache/", "annotations.sqlite", "generation.sqlite", "daily_request_log.json"),
     *("optimize.lock", "generation_summary.json", "generation_report.html"),
 )
-_KILLS = int(os.environ.get("CHAIN_KILLS", "2"))  # of each phase
+_KILLS = int(os.environ.get("CHAIN_KILLS", "1"))  # of each phase
 
 
 def phases(data: Path, qdrant: Path, *extra: str) -> dict[str, list[str]]:
