@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(
     path.name for path in ROOT.glob("*.py") if path.stem not in ("config", "dspy_pipeline")
 )
+
+
+@cache
+def help_of(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / name), "--help"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
 
 
 def blocks(language: str) -> list[str]:
@@ -37,14 +50,7 @@ def test_every_part_of_the_package_is_named(path: Path) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_flag_is_documented(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / name), "--help"],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", done.stdout)) - {"--help"}
+    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", help_of(name))) - {"--help"}
     assert [flag for flag in sorted(flags) if flag not in README] == []
 
 
@@ -52,15 +58,8 @@ def test_every_flag_is_documented(name: str) -> None:
 def test_no_flag_in_the_readme_is_made_up(name: str) -> None:
     for line in README.splitlines():
         if re.search(rf"python {name}\b", line):
-            help_text = subprocess.run(
-                [sys.executable, str(ROOT / name), "--help"],
-                env=clean_environment(),
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
             for flag in re.findall(r"--[a-z][a-z-]+", line):
-                assert flag in help_text
+                assert flag in help_of(name)
 
 
 def test_every_command_of_the_step_by_step_part_runs(tmp_path: Path) -> None:
