@@ -45,6 +45,11 @@ def open_database(
     return connection
 
 
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """The existing database at `path`, of whatever version, which cannot be changed through it."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+
+
 def _patiently(switch: Callable[[], object]) -> None:
     """Two processes that make the same file: SQLite does not wait for the lock that a change of
     the journal's mode takes, so this does."""

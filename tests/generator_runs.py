@@ -153,6 +153,13 @@ def good_question(asked: Asked, number: int) -> str:
     return " ".join([*opening.split(), *rest][:wanted]) + "?"
 
 
+def twins_at_first(asked: Asked, number: int) -> str:
+    """The same words for chunks 4 and 6, until one is told that it was refused."""
+    if asked.chunk_text in {text_of(4), text_of(6)} and "refused" not in asked.advice:
+        return "What do inspectors of coupler and gearbox look at by hand?"
+    return good_question(asked, number)
+
+
 def _planned(advice: str, default: int) -> int:
     words = advice.split()
     if "Write" not in words:

@@ -35,6 +35,7 @@ from generator_runs import (
     points,
     questions,
     text_of,
+    twins_at_first,
     words_as_vectors,
 )
 from optimized_question_generator import OptimizedQuestionGenerator
@@ -691,14 +692,7 @@ async def test_near_duplicates_over_the_corpus_are_asked_for_again(
     units: Path, tmp_path: Path
 ) -> None:
     """The same words for chunks 4 and 6; who comes second is asked for another question."""
-    twins = {text_of(4), text_of(6)}
-
-    def write(asked: Asked, number: int) -> str:
-        if asked.chunk_text in twins and "refused" not in asked.advice:
-            return "What do inspectors of coupler and gearbox look at by hand?"
-        return good_question(asked, number)
-
-    data, program = tmp_path / "data", Scripted(write)
+    data, program = tmp_path / "data", Scripted(twins_at_first)
     summary = await generator_for(units, data, pipeline=program, gates="training").generate()
     assert (summary.generated, summary.refused, summary.rejected) == (12, 1, 0)
     assert len(program.asked) == 13

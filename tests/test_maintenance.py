@@ -17,16 +17,14 @@ import pytest
 
 from conftest import clean_environment, tree_digest
 from generator_runs import (
-    Asked,
     Generator,
     Scripted,
     change,
     corpus,
     generator_for,
-    good_question,
     payloads,
     questions,
-    text_of,
+    twins_at_first,
 )
 from question_optimizer.generation.maintenance import apply, target_over
 from question_optimizer.generation.outcome import GenerationSummary
@@ -216,15 +214,8 @@ async def test_what_is_asked_again_is_counted_beside_what_was_planned(
     units: Path, tmp_path: Path
 ) -> None:
     """Chunks 4 and 6 get the same words; who comes second is asked for another question."""
-    twins = {text_of(4), text_of(6)}
-
-    def write(asked: Asked, number: int) -> str:
-        if asked.chunk_text in twins and "refused" not in asked.advice:
-            return "What do inspectors of coupler and gearbox look at by hand?"
-        return good_question(asked, number)
-
     generator = generator_for(
-        units, tmp_path / "data", pipeline=Scripted(write), gates="training", max_rank=6
+        units, tmp_path / "data", pipeline=Scripted(twins_at_first), gates="training", max_rank=6
     )
     summary = await generator.generate()
     assert (summary.generated, summary.to_do, summary.again) == (6, 7, 1)

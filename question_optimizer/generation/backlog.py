@@ -194,7 +194,7 @@ class Backlog:
                 needy.append((Todo(chunk, wanted), slots))
             elif self._is_missing(slots, stored):
                 waiting.append(point_id)
-            elif sum(slot.state == "done" for slot in slots) >= self.wanted.per_chunk:
+            elif not lacks:
                 self.found.complete += 1
         if waiting and not self._look_only:  # not written yet, or lost with a restored folder
             resumed = self._ledger.written_again(waiting)

@@ -23,7 +23,7 @@ QUESTIONS = "generated_questions.jsonl"
 SUMMARY = "generation_summary.json"
 REPORT = "generation_report.html"
 _PROBLEMS_SHOWN = 10
-_CHECKING = "checking against the corpus"
+CHECKING = "checking against the corpus"
 _SHORT = 8  # hex digits of a fingerprint or a pipeline's hash
 _MODELS = 60  # characters
 
@@ -104,7 +104,7 @@ class GenerationSummary:
     def indexed(self, chunks: int, of: int) -> None:
         """So many chunks are in the index of the corpus that questions are held against."""
         read = f"reading and embedding {of:,} chunks, {chunks:,} done"
-        self.doing = _CHECKING if chunks == of else read
+        self.doing = CHECKING if chunks == of else read
 
     def wrote(self, written: Written) -> None:
         """Questions went into the collection."""

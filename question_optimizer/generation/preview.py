@@ -15,7 +15,9 @@ from question_optimizer.generation.backlog import Backlog, Found, Wanted
 from question_optimizer.generation.checks import ENFORCED
 from question_optimizer.generation.ledger import Ledger
 from question_optimizer.generation.ledger_records import Configuration
+from question_optimizer.generation.ledger_tables import UNDONE
 from question_optimizer.generation.quotas import QuotaPlan
+from question_optimizer.sqlite_file import open_read_only
 
 _SAMPLE = 20  # chunks whose prompts are rendered
 
@@ -63,13 +65,13 @@ class Held:
 
 def held(path: Path, collection: str) -> Held:
     """Of the ledger at `path`, which is left as it is."""
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+    with closing(open_read_only(path)) as connection:
         waiting, unchecked, undone = connection.execute(
             "SELECT SUM(checked<>'' AND written=0), SUM(checked=''), "
-            "COUNT(DISTINCT CASE WHEN written=-1 THEN chunk_id END) "
+            "COUNT(DISTINCT CASE WHEN written=? THEN chunk_id END) "
             "FROM results WHERE state='done' AND fingerprint IN "
             "(SELECT fingerprint FROM configurations WHERE collection=?)",
-            (collection,),
+            (UNDONE, collection),
         ).fetchone()
     return Held(waiting or 0, unchecked or 0, undone)
 

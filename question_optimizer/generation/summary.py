@@ -8,7 +8,6 @@ stands in `times` alone.
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -22,6 +21,7 @@ from question_optimizer.generation import quotas
 from question_optimizer.generation.census import Census, by_chunk
 from question_optimizer.generation.ledger import Ledger
 from question_optimizer.generation.ledger_records import Result
+from question_optimizer.generation.ledger_tables import UNDONE
 from question_optimizer.generation.quotas import LENGTHS, Cell
 from question_optimizer.generation.round_trip import BANDS
 from question_optimizer.generation.yields import (
@@ -35,6 +35,7 @@ from question_optimizer.generation.yields import (
 )
 from question_optimizer.records import PointId
 from question_optimizer.set_health import Item, set_health
+from question_optimizer.sqlite_file import open_read_only
 
 SCHEMA_VERSION = 1
 MAX_QUOTA_DISTANCE = 0.05  # total variation (facts on questions, section B)
@@ -327,13 +328,12 @@ def _write_back(ledger: Ledger) -> dict[str, Any]:
 
     A chunk waits as long as one of its questions does.
     """
-    place = f"{ledger.path.resolve().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(place, uri=True)) as connection:
+    with closing(open_read_only(ledger.path)) as connection:
         row = connection.execute(
             "SELECT SUM(waits), SUM(NOT waits AND undone), SUM(NOT waits AND NOT undone) FROM ("
-            "SELECT MAX(written=0) AS waits, MAX(written=-1) AS undone FROM results "
+            "SELECT MAX(written=0) AS waits, MAX(written=?) AS undone FROM results "
             "WHERE fingerprint=? AND state='done' AND checked<>'' GROUP BY chunk_id)",
-            (ledger.fingerprint,),
+            (UNDONE, ledger.fingerprint),
         ).fetchone()
     waiting, undone, written = (int(n or 0) for n in row)
     return {

@@ -198,9 +198,8 @@ def apply(
     given = {**(provenance_extra or {}), "run": run}
     changed = unchanged = foreign = 0
     missing: list[PointId] = []
-    for there, gone in _pending(ledger, target, batch, given):
-        found = [one for one in there if overwrite or not _stays(ledger, one)]
-        foreign += len(there) - len(found)
+    for found, gone, stay in _pending(ledger, target, batch, given, overwrite):
+        foreign += stay
         changes = {one.chunk_id: one.change for one in found if one.change}
         formers = [(one.chunk_id, json.dumps(one.former)) for one in found if one.change]
         ledger.note_write(run, formers)
@@ -223,24 +222,29 @@ def _stays(ledger: Ledger, one: _Pending) -> bool:
 
 
 def _pending(
-    ledger: Ledger, target: Target, batch: int, given: Mapping[str, Any]
-) -> Iterator[tuple[list[_Pending], list[PointId]]]:
-    """Batches of (chunks whose questions wait, chunks that are not there for theirs)."""
+    ledger: Ledger, target: Target, batch: int, given: Mapping[str, Any], overwrite: bool
+) -> Iterator[tuple[list[_Pending], list[PointId], int]]:
+    """Batches of (chunks whose questions wait, chunks that are not there for theirs, how many hold
+    somebody else's, which stays without `overwrite`)."""
     its = ledger.configuration
     provenance = {"pipeline": its.pipeline, "configuration": ledger.fingerprint, **given}
     after: PointId = ""
     while waiting := ledger.unwritten(batch, after):
         after = waiting[-1][0].chunk_id
         payloads = target.payloads([results[0].chunk_id for results in waiting])
-        found, gone = [], []
+        found, gone, stay = [], [], 0
         for results in waiting:
             payload = payloads.get(results[0].chunk_id)
             fitting = [] if payload is None else _fitting(results, payload, its.text_key)
             if payload is None or not fitting:
                 gone.append(results[0].chunk_id)
                 continue
-            found.append(_Pending(fitting, payload, *changes_for(payload, fitting, provenance)))
-        yield found, gone
+            one = _Pending(fitting, payload, *changes_for(payload, fitting, provenance))
+            if overwrite or not _stays(ledger, one):
+                found.append(one)
+            else:
+                stay += 1
+        yield found, gone, stay
 
 
 def _fitting(
@@ -262,10 +266,9 @@ def diff(
 ) -> Iterator[str]:
     """What `apply` would change, in printable lines: the first `limit` points, then the counts."""
     changed = unchanged = foreign = missing = 0
-    for there, gone in _pending(ledger, target, batch, {}):
+    for found, gone, stay in _pending(ledger, target, batch, {}, overwrite):
         missing += len(gone)
-        found = [one for one in there if overwrite or not _stays(ledger, one)]
-        foreign += len(there) - len(found)
+        foreign += stay
         for one in found:
             unchanged += not one.change
             if one.change:
@@ -274,8 +277,8 @@ def diff(
                     yield from _difference(one)
     if changed > limit:
         yield f"… and {changed - limit} more"
-    stay = f", {foreign} hold somebody else's" if foreign else ""
-    yield f"{changed} to change, {unchanged} hold their question already, {missing} not there{stay}"
+    rest = f", {foreign} hold somebody else's" if foreign else ""
+    yield f"{changed} to change, {unchanged} hold their question already, {missing} not there{rest}"
 
 
 def _difference(one: _Pending) -> Iterator[str]:

@@ -19,6 +19,7 @@ from question_optimizer.generation.backlog import Backlog
 from question_optimizer.generation.checks import ENFORCED
 from question_optimizer.generation.ledger import Ledger
 from question_optimizer.generation.ledger_records import Configuration, Result
+from question_optimizer.generation.outcome import CHECKING
 from question_optimizer.generation.repeats import QuestionIndex, delete_former_indexes
 from question_optimizer.generation.settling import Settled, fill, settle
 from question_optimizer.programs.production import Character, Engine, Offload, Production
@@ -138,7 +139,7 @@ class GenerationRun:
                 await self._write_back()
 
     async def _settle(self, *, others: bool = False) -> Settled:
-        self.told.doing("checking against the corpus")
+        self.told.doing(CHECKING)
         try:
             settled = await self.run.embedding(self._settle_others if others else self._settle_now)
         finally:
